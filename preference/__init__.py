@@ -1,0 +1,1 @@
+"""Stage two: candidates, preference pairs, DPO, and the evaluation of all models."""

@@ -1,0 +1,166 @@
+"""Compare models on the same questions by greedy execution accuracy, and write report.json and report.html.
+
+    accelerate launch preference/compare_models.py --models base=embedded sft=runs/embedded/sft dpo=runs/embedded/round-1/dpo \\
+        --data test --output runs/embedded
+
+A model is a name and `embedded`, a folder (model or adapter) or a hub name. --data is train, dev or test of the run in
+--run (default: the output folder), or a file or folder in any supported layout, all rows of which are then asked.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", required=True, metavar="NAME=PATH", help="models in the order of training")
+    parser.add_argument("--data", default="test", metavar="FILE_OR_SPLIT", help="train, dev, test, or a file (default: test)")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the report goes")
+    parser.add_argument("--run", type=Path, metavar="FOLDER", help="run folder that holds the split (default: --output)")
+    parser.add_argument("--limit", type=int, metavar="N", help="ask at most N questions, drawn by the seed")
+    parser.add_argument("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="column names of a file")
+    parser.add_argument("--schema-style", choices=("ddl", "compact"), help="prompt style (default: the adapters' own, or ddl)")
+    parser.add_argument("--databases", choices=("given", "generated", "both"), default="both", help="what to judge on")
+    parser.add_argument("--max-new-tokens", type=int, default=96, metavar="N", help="longest answer (default: 96)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="questions at a time (default: 32)")
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="judge's processes (0: one a core)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--overwrite", action="store_true", help="ask again where answers of other models are kept")
+    arguments = parser.parse_args()
+    from sft import ranks
+
+    try:
+        ranks.prepare_environment(distributed=False)
+        compare(arguments)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def pairs_of(values: list[str], option: str) -> dict[str, str]:
+    """`a=b` words as a dictionary, in their order; ValueError for anything else."""
+    found = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not (name and equals and path) or name in found:
+            raise ValueError(f"{option} {value}: write NAME=VALUE with a name of its own, e.g. sft=runs/embedded/sft")
+        found[name] = path
+    return found
+
+
+def compare(arguments) -> None:
+    """Answers of every model (kept, so that an interrupted comparison goes on), one judgement of all, the report."""
+    from preference.report import print_table, summarise, write_report
+    from sft import ranks
+    from sft.artefacts import content_hash, is_complete, mark_complete, read_parquet, write_parquet
+    from sft.checkpoint import checkpoint_hash, is_adapter, load_for_inference, read_provenance, resolve_model
+    from sft.evaluation import ANSWERS_SCHEMA, answer, judge_answers, measures
+    from sft.examples import load, prepare_questions
+    from sft.prompt import check_prompt_hash, prompt_hash
+
+    # ------------------------------------------------------------------ the questions
+    models = pairs_of(arguments.models, "--models")
+    output, run = arguments.output, arguments.run or arguments.output
+    ranks.start(deepspeed=False)
+    split = arguments.data if arguments.data in ("train", "dev", "test") else "questions"
+    if split == "questions":
+        data = output / "data-questions"
+        if ranks.is_main():
+            prepare_questions(data, arguments.data, columns=pairs_of(arguments.columns, "--columns"),
+                              limit=arguments.limit, seed=arguments.seed, workers=arguments.workers or ranks.cores(),
+                              overwrite=arguments.overwrite)
+        ranks.barrier()
+        examples = load(data, split)
+    else:
+        if not (run / "data" / "complete.json").exists():
+            raise ValueError(f"{run} has no prepared data to take the {split} split from. Name the run folder with --run, "
+                             "or a file with --data.")
+        examples = load(run / "data", split)
+        if arguments.limit and arguments.limit < len(examples):
+            import random
+
+            examples = random.Random(f"{arguments.seed}:limit").sample(examples, arguments.limit)
+
+    # ------------------------------------------------------------------ one prompt format for all
+    formats = {}
+    for name, path in models.items():
+        if Path(path).is_dir() and is_adapter(path):
+            formats[name] = read_provenance(path)
+    styles = {provenance["prompt"]["schema_style"] for provenance in formats.values()}
+    style = arguments.schema_style or (styles.pop() if len(styles) == 1 else "ddl")
+    budget = next((provenance["prompt"]["max_prompt_tokens"] for provenance in formats.values()), 512)
+
+    # ------------------------------------------------------------------ answers
+    answers = {}
+    asked = content_hash([[row["example_id"], row["question"], row["context"]] for row in examples])
+    for name, path in models.items():
+        target = output / "answers" / f"{name}.parquet"
+        weights = checkpoint_hash(path if name in formats else resolve_model(path))
+        inputs = {"checkpoint": weights, "questions": asked, "schema_style": style,
+                  "max_new_tokens": arguments.max_new_tokens, "precision": arguments.precision}
+        if not ranks.gather(is_complete(target, inputs, arguments.overwrite) if ranks.is_main() else None)[0]:
+            model, tokenizer, _ = load_for_inference(path, precision=arguments.precision, place=ranks.device())
+            if name in formats:
+                check_prompt_hash(formats[name]["prompt_hash"], prompt_hash(tokenizer, style, budget), path)
+            found = answer(model, tokenizer, examples, schema_style=style, max_new_tokens=arguments.max_new_tokens,
+                           batch_size=arguments.batch_size, description=f"{name} answers")
+            if ranks.is_main():
+                write_parquet(target, found, ANSWERS_SCHEMA)
+                mark_complete(target, inputs, {"answers": len(found)})
+            del model
+            ranks.barrier()
+        answers[name] = read_parquet(target)
+
+    # ------------------------------------------------------------------ verdicts and report
+    if ranks.is_main():
+        rows = judge_answers(examples, answers, databases=arguments.databases, workers=arguments.workers,
+                             seed=arguments.seed)
+        facts = run_facts(run)
+        facts["unanswerable"] = {
+            name: {"n": len(apart), "abstained_share": sum(row["abstained"] for row in apart) / len(apart)}
+            for name, given in answers.items()
+            if (apart := [row for row, example in zip(given, examples, strict=True) if not example["answerable"]])
+        }
+        summary = summarise(arguments.data, rows, {key: value for key, value in facts.items() if value})
+        paths = write_report(output, summary, rows, facts)
+        print_table(summary)
+        left = sum(example["answerable"] for example in examples) - measures(next(iter(rows.values())))["n"]
+        if left:
+            print(f"{left} question(s) left out for all models: the judge cannot trust their gold")
+        print(f"report: {paths[1]}\n        {paths[0]}")
+    ranks.barrier()
+    ranks.finish()
+
+
+def run_facts(run: Path) -> dict:
+    """What the stages of a run left to tell: costs, curves, pairs, configuration, versions. What is missing is left out."""
+    from collections import Counter
+
+    from ruamel.yaml import YAML
+
+    from sft.artefacts import read_parquet
+
+    facts: dict = {"training": {}}
+    for stage, place in (("sft", run / "sft"), ("dpo", run / "round-1" / "dpo")):
+        if (place / "training.json").exists():
+            found = json.loads((place / "training.json").read_text(encoding="utf-8"))
+            measured = found.pop("evaluations", {})
+            facts["training"][stage] = [
+                {**row, "dev_execution_accuracy": measured.get(str(row.get("step")), {}).get("execution_accuracy")}
+                for row in found.pop("log") if "loss" in row
+            ]
+            facts[stage] = {key: value for key, value in found.items() if not key.startswith("dev_")}
+    pairs = run / "round-1" / "pairs.parquet"
+    if pairs.with_suffix(".complete.json").exists():
+        dropped = Counter(row["reason"] for row in read_parquet(run / "round-1" / "dropped.parquet"))
+        facts["pairs"] = {"kept": len(read_parquet(pairs)), "dropped": dict(dropped)}
+    if (run / "config.yaml").exists():
+        facts["config"] = YAML(typ="safe", pure=True).load((run / "config.yaml").read_text(encoding="utf-8"))
+        facts["versions"] = json.loads((run / "versions.json").read_text(encoding="utf-8"))
+    return facts
+
+
+if __name__ == "__main__":
+    main()

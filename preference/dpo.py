@@ -1,0 +1,147 @@
+"""Stage two: preference learning from execution, on top of a finished stage one.
+
+    accelerate launch preference/dpo.py [--config FILE] [--set key=value ...] [--only sample|judge|pairs|train]
+
+Samples candidates from the SFT adapter in RUN/sft, executes them against SQLite, builds pairs of a correct and a wrong
+query, and trains DPO with LoRA under DeepSpeed ZeRO, with the frozen SFT adapter as reference. Every step leaves a file
+in RUN/round-1, is skipped when that is complete for the same inputs, and goes on where it was interrupted.
+"""
+
+import sys
+from pathlib import Path
+
+STEPS = ("sample", "judge", "pairs", "train")
+
+
+def main() -> None:
+    from sft.configuration import DpoConfig, read_configuration, stage_arguments
+
+    parser = stage_arguments(__doc__, "dpo.yaml")
+    parser.add_argument("--only", choices=STEPS, help="run this step alone; those before it must be complete")
+    arguments = parser.parse_args()
+    from sft import ranks
+
+    try:
+        config = read_configuration(DpoConfig, arguments.config, arguments.settings)
+        ranks.prepare_environment(distributed=True)
+        run(config, (arguments.only,) if arguments.only else STEPS, arguments.overwrite)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def run(config, steps: tuple[str, ...], overwrite: bool) -> None:
+    """The stage, from top to bottom; every step is a function of files."""
+    import random
+
+    from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA, build_pairs
+    from preference.sampling import judge, sample
+    from sft import ranks
+    from sft.artefacts import file_hash, is_complete, mark_complete, read_parquet, write_parquet
+    from sft.checkpoint import checkpoint_hash, load_for_inference, load_tokenizer, read_provenance
+    from sft.examples import load
+    from sft.prompt import check_prompt_hash, prompt_hash
+    from sft.records import read_stage_configuration, save_configuration
+
+    # ------------------------------------------------------------------ what is there
+    folder = Path(config.run)
+    sft_config = read_stage_configuration(folder, "sft")
+    adapter = folder / "sft"
+    if not (adapter / "complete.json").exists():
+        raise ValueError(f"{adapter} holds no finished adapter. Make it first (it goes on where it stopped):\n"
+                         f"  accelerate launch sft/run.py --set run={folder}")
+    provenance = read_provenance(adapter)
+    tokenizer = load_tokenizer(adapter)
+    schema_style = provenance["prompt"]["schema_style"]
+    prompt = prompt_hash(tokenizer, schema_style, provenance["prompt"]["max_prompt_tokens"])
+    check_prompt_hash(provenance["prompt_hash"], prompt, str(adapter))
+    ranks.start(deepspeed=True)
+    if ranks.is_main():
+        print(f"stage two -> {folder}: {ranks.world_size()} rank(s) with {ranks.threads_per_rank()} thread(s) each")
+        save_configuration(folder, "dpo", config.model_dump())
+    examples = [example for example in load(folder / "data", "train") if example["answerable"]]
+    random.Random(f"{config.seed}:sample").shuffle(examples)
+    examples = examples[: config.sample.questions]
+    place = folder / "round-1"
+    candidates, verdicts, pairs_file = (place / f"{name}.parquet" for name in ("candidates", "verdicts", "pairs"))
+    weights = checkpoint_hash(adapter)
+
+    def pending(step: str, target: Path, inputs: dict) -> bool:
+        """Whether a step is to be run: asked for, and not complete for these inputs. All ranks agree."""
+        if step not in steps:
+            return False
+        found = ranks.gather(is_complete(target, inputs, overwrite) if ranks.is_main() else None)[0]
+        if found and ranks.is_main():
+            print(f"{step}: {target} is complete for these settings")
+        return not found
+
+    def output_of(path: Path, step: str) -> str:
+        """Hash of an earlier step's file; ValueError where that step is not complete."""
+        if not path.with_suffix(".complete.json").exists():
+            raise ValueError(f"{path} is missing or unfinished. Make it first: accelerate launch preference/dpo.py "
+                             f"--set run={folder} --only {step}")
+        return file_hash(path)
+
+    # ------------------------------------------------------------------ sample
+    sampling = config.sample.model_dump(exclude={"questions", "shard_size", "batch_size"})
+    inputs = {"checkpoint": weights, "prompt_hash": prompt, "seed": config.seed, "shard_size": config.sample.shard_size,
+              "questions": len(examples), "data": file_hash(folder / "data" / "train.parquet"), **sampling}
+    if pending("sample", candidates, inputs):
+        model, _, _ = load_for_inference(adapter, precision=config.train.precision, place=ranks.device())
+        sample(candidates, inputs, examples, model, tokenizer, schema_style=schema_style, seed=config.seed,
+               batch_size=config.sample.batch_size, shard_size=config.sample.shard_size, round_number=1,
+               checkpoint_hash=weights, prompt_hash=prompt, **sampling)
+        del model
+
+    # ------------------------------------------------------------------ judge
+    if "judge" in steps:
+        inputs = {"candidates": output_of(candidates, "sample"), "databases": config.judge.databases, "seed": config.seed}
+        if pending("judge", verdicts, inputs):
+            judge(verdicts, inputs, examples, candidates, shard_size=config.sample.shard_size, seed=config.seed,
+                  **config.judge.model_dump())
+
+    # ------------------------------------------------------------------ pairs
+    if "pairs" in steps:
+        inputs = {"candidates": output_of(candidates, "sample"), "verdicts": output_of(verdicts, "judge"),
+                  "seed": config.seed, **config.pairs.model_dump()}
+        if pending("pairs", pairs_file, inputs) and ranks.is_main():
+            rows, dropped = build_pairs(examples, read_parquet(candidates), read_parquet(verdicts), seed=config.seed,
+                                        schema_style=schema_style, **config.pairs.model_dump())
+            write_parquet(place / "dropped.parquet", dropped, DROPPED_SCHEMA)
+            write_parquet(pairs_file, rows, PAIRS_SCHEMA)
+            mark_complete(pairs_file, inputs, {"pairs": len(rows), "dropped": len(dropped)})
+        ranks.barrier()
+        if ranks.is_main():
+            print_yield(place)
+
+    # ------------------------------------------------------------------ train
+    if "train" in steps:
+        inputs = {"pairs": output_of(pairs_file, "pairs"), "checkpoint": weights, "prompt_hash": prompt,
+                  "seed": config.seed, "train": config.train.model_dump(exclude={"micro_batch_size", "save_steps"}),
+                  "evaluate": config.evaluate.model_dump()}
+        if pending("train", place / "dpo", inputs):
+            from preference.dpo_stage import train_and_publish
+
+            train_and_publish(config, sft_config, folder, tokenizer, read_parquet(pairs_file), inputs)
+    ranks.finish()
+
+
+def print_yield(place: Path) -> None:
+    """Say what sampling and judging brought: pairs, and why questions gave none."""
+    from collections import Counter
+
+    from sft.artefacts import read_parquet
+
+    candidates, dropped = read_parquet(place / "candidates.parquet"), read_parquet(place / "dropped.parquet")
+    verdicts = Counter(row["verdict"] for row in read_parquet(place / "verdicts.parquet"))
+    pairs = read_parquet(place / "pairs.parquet")
+    tokens = sum(row["token_count"] for row in candidates)
+    questions = len({row["example_id"] for row in candidates})
+    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(row["reason"] for row in dropped).most_common())
+    print(f"pairs: {len(pairs)} from {questions} questions, {len(candidates)} samples ({tokens} tokens: "
+          f"{1000 * len(pairs) / max(1, tokens):.1f} pairs per 1,000); distinct queries: "
+          + ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
+          + f"; questions without a pair: {reasons or 'none'}")
+
+
+if __name__ == "__main__":
+    main()

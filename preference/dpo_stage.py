@@ -1,0 +1,99 @@
+"""The last step of stage two: train DPO, save and check the adapter, measure it, publish the better one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+from sft import ranks
+from sft.artefacts import mark_complete, write_json
+from sft.checkpoint import (
+    fingerprint,
+    load_adapter,
+    load_base,
+    load_for_inference,
+    precision_dtype,
+    read_provenance,
+    resolve_model,
+    save_adapter,
+)
+from sft.configuration import validate_trl
+from sft.evaluation import evaluate
+from sft.examples import load
+from sft.records import peak_memory_bytes, write_card
+
+
+def train_and_publish(config, sft_config: dict, folder: Path, tokenizer, pairs: list[dict], inputs: dict) -> None:
+    """Train on the pairs, write RUN/round-1/dpo, and copy the better of SFT and DPO (development accuracy) to RUN/best."""
+    from trl import DPOConfig
+
+    from preference.dpo_training import RESERVED, train_dpo
+
+    started = time.time()
+    settings = config.train
+    validate_trl(settings.trl, DPOConfig, RESERVED)
+    adapter, output = folder / "sft", folder / "round-1" / "dpo"
+    provenance = read_provenance(adapter)
+    base_path = resolve_model(sft_config["model"])
+    base_fingerprint = fingerprint(base_path)
+
+    def load_policy():
+        from transformers.integrations import is_deepspeed_zero3_enabled
+
+        base = load_base(base_path, precision=settings.precision, attention=settings.attention,
+                         load_in_4bit=settings.load_in_4bit, trust_remote_code=sft_config["trust_remote_code"],
+                         place=None if is_deepspeed_zero3_enabled() else ranks.device())
+        return load_adapter(base, adapter, base_fingerprint=base_fingerprint, trainable=True)
+
+    keys = ("epochs", "learning_rate", "warmup_share", "beta", "loss_type", "loss_weights", "label_smoothing",
+            "global_batch_size", "micro_batch_size", "gradient_checkpointing", "max_length", "save_steps", "zero_stage",
+            "offload", "trl")
+    model, state, facts = train_dpo(load_policy, tokenizer, pairs, output / "checkpoints", seed=config.seed,
+                                    bf16="bfloat16" in str(precision_dtype(settings.precision)),
+                                    **{key: getattr(settings, key) for key in keys})
+    trainable = sum(tensor.numel() for tensor in state.values())
+    if ranks.is_main():
+        save_adapter(model, tokenizer, output, {**provenance, "stage": "dpo", "sft_checkpoint": inputs["checkpoint"],
+                                                "seed": config.seed}, state)
+        check_saved(output, state)
+    del model
+    ranks.barrier()
+
+    # ------------------------------------------------------------------ read it back, measure it, publish
+    model, tokenizer, _ = load_for_inference(output, precision=settings.precision, place=ranks.device())
+    after = evaluate(model, tokenizer, load(folder / "data", "dev"), seed=config.seed,
+                     schema_style=provenance["prompt"]["schema_style"], description="DPO model",
+                     **config.evaluate.model_dump(), **config.judge.model_dump())
+    if ranks.is_main():
+        sft_facts = json.loads((adapter / "training.json").read_text(encoding="utf-8"))
+        before = sft_facts["dev_after"]
+        total = trainable + sum(parameter.numel() for name, parameter in model.named_parameters() if "lora" not in name)
+        facts |= {"pairs": len(pairs), "trainable_parameters": trainable, "trainable_share": trainable / total,
+                  "adapter_bytes": (output / "adapter_model.safetensors").stat().st_size,
+                  "peak_memory_bytes": peak_memory_bytes(), "duration_s": round(time.time() - started, 1),
+                  "dev_before": before, "dev_after": after}
+        write_json(output / "training.json", facts)
+        write_card(output, "dpo", {"model": sft_config["model"]}, facts)
+        better = output if after["execution_accuracy"] >= before["execution_accuracy"] else adapter
+        shutil.rmtree(output / "checkpoints", ignore_errors=True)
+        shutil.rmtree(folder / "best", ignore_errors=True)
+        shutil.copytree(better, folder / "best", ignore=shutil.ignore_patterns("complete.json", "begun.json"))
+        mark_complete(output, inputs, {"pairs": len(pairs)})
+        print(f"stage two done in {facts['duration_s']:.0f} s: development accuracy {before['execution_accuracy']:.1%} "
+              f"-> {after['execution_accuracy']:.1%} (n = {after['n']}); adapter in {output}; published in "
+              f"{folder / 'best'}: {'DPO' if better == output else 'SFT, since DPO did not reach it'}")
+    ranks.barrier()
+
+
+def check_saved(folder: Path, state: dict) -> None:
+    """Raise ValueError unless the saved file holds exactly the trained weights: same logits follow from same weights."""
+    import torch
+    from safetensors.torch import load_file
+
+    saved = load_file(folder / "adapter_model.safetensors")
+    trained = {name.replace(".default.", "."): tensor for name, tensor in state.items()}
+    if saved.keys() != trained.keys() or not all(torch.equal(saved[name], trained[name]) for name in saved):
+        raise ValueError(f"the adapter saved in {folder} is not the one that was trained: the files are damaged. Free "
+                         "disk space and run the same command again; training goes on from its last checkpoint.")

@@ -1,0 +1,217 @@
+"""DPO with LoRA under DeepSpeed ZeRO: trl's trainer, our token ids, and proof that it starts where SFT ended."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trl import DPOConfig, DPOTrainer
+
+from sft import ranks
+from sft.order import accumulation_steps, global_batches
+from sft.prompt import completion_ids, prompt_ids
+from sft.training import MAX_DROPPED_SHARE, score_completion_only
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+# The names of trl's arguments that keys of ours already set.
+RESERVED = {"output_dir", "max_steps", "num_train_epochs", "learning_rate", "warmup_steps", "beta", "loss_type",
+            "loss_weights", "label_smoothing", "per_device_train_batch_size", "gradient_accumulation_steps",
+            "gradient_checkpointing", "seed", "bf16", "fp16", "max_length", "save_strategy", "save_steps", "deepspeed",
+            "train_sampling_strategy"}
+
+
+def zero_settings(stage: int, offload: str) -> tuple[int, str]:
+    """The ZeRO stage and offload device to use: those of accelerate's launch configuration where it names a stage."""
+    if os.environ.pop("ACCELERATE_USE_DEEPSPEED", "false") == "true" and "ACCELERATE_DEEPSPEED_ZERO_STAGE" in os.environ:
+        stage = int(os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"])
+        devices = {os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"),
+                   os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE")}
+        offload = "cpu" if "cpu" in devices else "none"
+        if ranks.is_main():
+            print(f"ZeRO stage {stage}, offload {offload}: as the launch configuration says")
+    return stage, offload
+
+
+def deepspeed_configuration(*, stage: int, offload: str, bf16: bool, global_batch_size: int,
+                            micro_batch_size: int) -> dict | None:
+    """DeepSpeed's configuration; None for stage 0, which is plain data parallelism without DeepSpeed."""
+    if stage == 0:
+        return None
+    zero: dict = {"stage": stage, "overlap_comm": False}
+    if offload == "cpu":
+        zero["offload_optimizer"] = {"device": "cpu"}
+        if stage == 3:
+            zero["offload_param"] = {"device": "cpu"}
+    if stage == 3:
+        # Checkpoints hold the partitions; the adapter is gathered once, at the end (`gathered_adapter`).
+        zero["stage3_gather_16bit_weights_on_model_save"] = False
+    return {
+        "train_batch_size": global_batch_size, "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps(global_batch_size, micro_batch_size, ranks.world_size()),
+        "gradient_clipping": "auto", "zero_optimization": zero, "bf16": {"enabled": bf16},
+        # trl's AdamW is torch's own, on the CPU as on GPUs: nothing is compiled at the first start.
+        "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def tokenized_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[dict], *, max_length: int, epochs: float,
+                    global_batch_size: int, seed: int) -> Dataset:
+    """Pairs as token ids, all epochs in training order: prompt_ids, chosen_ids and rejected_ids (both ended by EOS).
+
+    Pairs whose longer side passes `max_length` tokens are left out and counted, never cut: trl would cut off the EOS.
+    """
+    from datasets import Dataset
+
+    rows = []
+    for pair in pairs:
+        prompt = prompt_ids(tokenizer, pair["prompt"])
+        sides = {f"{side}_ids": completion_ids(tokenizer, pair[side][-1]["content"]) for side in ("chosen", "rejected")}
+        if len(prompt) + max(map(len, sides.values())) <= max_length:
+            rows.append({"prompt_ids": prompt, **sides, "sft_chosen_logps": pair.get("chosen_logp_sum"),
+                         "sft_rejected_logps": pair.get("rejected_logp_sum")})
+    dropped = len(pairs) - len(rows)
+    if ranks.is_main():
+        print(f"pairs: {len(pairs)} read, {len(rows)} kept, {dropped} dropped as longer than {max_length} tokens")
+    if dropped > MAX_DROPPED_SHARE * len(pairs):
+        raise ValueError(
+            f"{dropped} of {len(pairs)} pairs are longer than train.max_length {max_length} tokens; at most "
+            f"{MAX_DROPPED_SHARE:.0%} may be lost. Raise train.max_length."
+        )
+    lengths = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
+    order = global_batches(lengths, epochs=epochs, global_batch_size=global_batch_size, seed=seed)
+    return Dataset.from_list([rows[index] for index in order])
+
+
+def allow_bf16_on_cpu() -> None:
+    """Let transformers accept bf16 on a CPU without `use_cpu`, which would silently go round DeepSpeed.
+
+    Its check knows bf16 on GPUs only (transformers 5.23, `TrainingArguments._validate_args`); whether the CPU computes
+    bf16 was found out before (`sft.checkpoint.precision_dtype`).
+    """
+    import transformers.training_args
+
+    transformers.training_args.is_torch_bf16_gpu_available = lambda: True
+
+
+class ExecutionDPOTrainer(DPOTrainer):
+    """trl's DPOTrainer on pairs that are already token ids, which proves at its first step where it starts.
+
+    At step 0 the policy is the reference, so the sigmoid loss is ln 2; that holds for a wrong start too, so the policy's
+    log-probabilities must also be those that the SFT model had when it sampled the pairs (within rounding).
+    """
+
+    start: dict | None = None
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        return dataset
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = [*self._signature_columns, "sft_chosen_logps", "sft_rejected_logps"]
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        sampled = inputs.pop("sft_logps")
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.start is None and self.state.global_step == 0:
+            self.start = self._check_start(sampled)
+        return loss
+
+    def _check_start(self, sampled) -> dict:
+        """Compare the first micro-batch (all ranks) with ln 2 and with the sampler's log-probabilities."""
+        metrics = {name: values[-1] for name, values in self._metrics["train"].items()}
+        loss = math.log1p(math.exp(-metrics["rewards/margins"]))
+        policy = (metrics["logps/chosen"] + metrics["logps/rejected"]) / 2
+        sft = self.accelerator.gather(sampled).mean().item()
+        known = not math.isnan(sft)
+        found = {"sigmoid_loss": loss, "policy_logps": policy, "sft_logps": sft if known else None}
+        exact = self.args.bf16 is False
+        # bf16 rounds a completion's log-probability by some tenths of a nat, more for longer ones.
+        allowed = 1e-2 if exact else max(1.0, 0.15 * abs(sft))
+        if abs(loss - math.log(2)) > (1e-4 if exact else 2e-2):
+            raise ValueError(f"the first DPO loss is {loss:.4f}, not ln 2 = 0.6931: policy and reference differ before "
+                             "the first step. The reference must be a frozen copy of the SFT adapter.")
+        if known and abs(policy - sft) > allowed:
+            raise ValueError(
+                f"at its start the policy gives the pairs {policy:.2f} nats on average; the SFT model that sampled them "
+                f"gave {sft:.2f} (allowed difference {allowed:.2f}). It does not start from that SFT adapter: the pairs "
+                "come from another checkpoint, or the adapter was not loaded. Sample again with --only sample --overwrite."
+            )
+        if ranks.is_main():
+            print(f"start proved: sigmoid loss {loss:.4f} (ln 2 = 0.6931), log-probabilities {policy:.3f} nats, "
+                  + (f"{sft:.3f} when sampled" if known else "unknown when sampled"))
+        return found
+
+
+def preference_collator(tokenizer: PreTrainedTokenizerBase):
+    """trl's collator, which also hands on the sampler's log-probabilities as `sft_logps` [2 x batch] (nan: unknown)."""
+    import torch
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    collate = DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id)
+
+    def collator(rows: list[dict]) -> dict:
+        batch = collate([{key: row[key] for key in ("prompt_ids", "chosen_ids", "rejected_ids")} for row in rows])
+        sides = [row[f"sft_{side}_logps"] for side in ("chosen", "rejected") for row in rows]
+        batch["sft_logps"] = torch.tensor([math.nan if value is None else value for value in sides])
+        return batch
+
+    return collator
+
+
+def gathered_adapter(model) -> dict:
+    """The `default` adapter's weights, whole, on the CPU: partitions are put together where ZeRO-3 made some."""
+    named = [(name, parameter) for name, parameter in model.named_parameters() if ".default." in name]
+    if not any(hasattr(parameter, "ds_id") for _, parameter in named):
+        return {name: parameter.detach().cpu().clone() for name, parameter in named}
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter for _, parameter in named]):
+        return {name: parameter.detach().cpu().clone() for name, parameter in named}
+
+
+def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict], folder: Path, *, epochs: float,
+              learning_rate: float, warmup_share: float, beta: float, loss_type: list[str], loss_weights: list[float],
+              label_smoothing: float, global_batch_size: int, micro_batch_size: int, gradient_checkpointing: bool,
+              max_length: int, save_steps: int, zero_stage: int, offload: str, bf16: bool, seed: int,
+              trl: dict) -> tuple[object, dict, dict]:
+    """Train; gives (model, its adapter's whole weights, facts: {steps, start, log}).
+
+    `load_policy()` gives the base model with the SFT adapter, trainable; it is called once ZeRO is set up, so that
+    stage 3 partitions the weights while they load. `folder` keeps the checkpoints, from which an interrupted run goes
+    on; the frozen reference is always copied from the SFT adapter, never read from a checkpoint.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    score_completion_only()
+    if bf16 and ranks.device() == "cpu":
+        allow_bf16_on_cpu()
+    if len(loss_weights) != len(loss_type):
+        raise ValueError(f"train.loss_weights {loss_weights} must have one number for each of train.loss_type {loss_type}")
+    dataset = tokenized_pairs(tokenizer, pairs, max_length=max_length, epochs=epochs,
+                              global_batch_size=global_batch_size, seed=seed)
+    steps = len(dataset) // global_batch_size
+    stage, offload = zero_settings(zero_stage, offload)
+    arguments = DPOConfig(**{
+        "output_dir": str(folder), "max_steps": steps, "learning_rate": learning_rate, "warmup_steps": warmup_share,
+        "lr_scheduler_type": "cosine", "beta": beta, "loss_type": loss_type, "loss_weights": loss_weights,
+        "label_smoothing": label_smoothing, "per_device_train_batch_size": micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps(global_batch_size, micro_batch_size, ranks.world_size()),
+        "gradient_checkpointing": gradient_checkpointing, "bf16": bf16, "seed": seed, "max_length": None,
+        "train_sampling_strategy": "sequential", "save_strategy": "steps", "save_steps": save_steps,
+        "save_total_limit": 1, "logging_steps": max(1, steps // 25), "report_to": "tensorboard", "dataloader_pin_memory": False,
+        "deepspeed": deepspeed_configuration(stage=stage, offload=offload, bf16=bf16,
+                                             global_batch_size=global_batch_size, micro_batch_size=micro_batch_size),
+        **trl,
+    })
+    model = load_policy()
+    trainer = ExecutionDPOTrainer(model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer,
+                                  data_collator=preference_collator(tokenizer))
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None)
+    state = gathered_adapter(trainer.model)
+    return trainer.model, state, {"steps": steps, "zero_stage": stage, "offload": offload, "start": trainer.start,
+                                  "log": trainer.state.log_history}

@@ -1,0 +1,94 @@
+"""The first two steps of stage two: candidates sampled from the SFT model, and the judge's verdicts on them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+from tqdm import tqdm
+
+from reward.judge import Judge
+from reward.queries import canonical_sql
+from sft import ranks
+from sft.artefacts import join_shards, make_in_shards, mark_complete, read_parquet
+from sft.evaluation import judge_tasks
+from sft.prompt import prompt_ids, read_completion, render
+from sft.sampler import generate
+
+CANDIDATES_SCHEMA = pa.schema([
+    ("example_id", pa.string()), ("sample_index", pa.int64()), ("round", pa.int64()), ("completion", pa.string()),
+    ("sql", pa.string()), ("abstained", pa.bool_()), ("token_count", pa.int64()), ("logp_sum", pa.float64()),
+    ("ended_with_eos", pa.bool_()), ("temperature", pa.float64()), ("top_k", pa.int64()), ("top_p", pa.float64()),
+    ("seed", pa.int64()), ("checkpoint_hash", pa.string()), ("prompt_hash", pa.string()),
+])
+VERDICTS_SCHEMA = pa.schema([
+    ("example_id", pa.string()), ("canonical_sql", pa.string()), ("verdict", pa.string()), ("reason", pa.string()),
+    ("trace", pa.string()), ("result_hash", pa.string()), ("suite_hash", pa.string()), ("kill_score", pa.float64()),
+])
+
+
+def sample(target: Path, inputs: dict, examples: list[dict], model, tokenizer, *, schema_style: str, samples: int,
+           temperature: float, top_k: int, top_p: float, max_new_tokens: int, batch_size: int, shard_size: int,
+           seed: int, round_number: int, checkpoint_hash: str, prompt_hash: str) -> None:
+    """Write candidates.parquet: `samples` completions for each example, in fixed shards that the ranks share."""
+    fixed = {"round": round_number, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
+             "checkpoint_hash": checkpoint_hash, "prompt_hash": prompt_hash}
+    bar = tqdm(total=len(examples[:: ranks.world_size()]), desc="sampling", unit="question", disable=not ranks.is_main())
+
+    def make(shard: list[dict]) -> list[dict]:
+        prompts = [prompt_ids(tokenizer, render(example, schema_style)) for example in shard]
+        found = generate(model, tokenizer, prompts, [example["example_id"] for example in shard], samples=samples,
+                         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+                         batch_size=batch_size, progress=bar.update)
+        rows = []
+        for example, completions in zip(shard, found, strict=True):
+            for index, completion in enumerate(completions):
+                sql, abstained = read_completion(completion.text)
+                rows.append({"example_id": example["example_id"], "sample_index": index, "completion": completion.text,
+                             "sql": sql, "abstained": abstained, "token_count": completion.token_count,
+                             "logp_sum": completion.logp_sum, "ended_with_eos": completion.ended_with_eos, **fixed})
+        return rows
+
+    make_in_shards(target, examples, shard_size, CANDIDATES_SCHEMA, make, part=ranks.rank(), parts=ranks.world_size())
+    bar.close()
+    ranks.barrier()
+    if ranks.is_main():
+        count = join_shards(target, CANDIDATES_SCHEMA)
+        mark_complete(target, inputs, {"questions": len(examples), "candidates": count})
+    ranks.barrier()
+
+
+def judge(target: Path, inputs: dict, examples: list[dict], candidates: Path, *, databases: str, workers: int,
+          shard_size: int, seed: int) -> None:
+    """Write verdicts.parquet: one row for each example and distinct query, in fixed shards that the ranks share."""
+    queries: dict[str, dict[str, str]] = {}
+    for row in read_parquet(candidates):
+        queries.setdefault(row["example_id"], {}).setdefault(canonical_sql(row["sql"] or ""), row["sql"] or "")
+    asked = [example for example in examples if example["example_id"] in queries]
+    bar = tqdm(total=len(asked[:: ranks.world_size()]), desc="judging", unit="question", disable=not ranks.is_main())
+
+    with Judge(databases=databases, workers=workers or ranks.threads_per_rank(), seed=seed) as judged:
+
+        def make(shard: list[dict]) -> list[dict]:
+            tasks = judge_tasks(shard, [list(queries[example["example_id"]].values()) for example in shard])
+            rows = []
+            for example, line in zip(shard, judged.stream(tasks, progress=False), strict=True):
+                gold = line["gold"]
+                for canonical, verdict in zip(queries[example["example_id"]], line["verdicts"], strict=True):
+                    trace = verdict.get("trace")
+                    rows.append({"example_id": example["example_id"], "canonical_sql": canonical,
+                                 "verdict": verdict["verdict"], "reason": verdict["reason"],
+                                 "trace": None if trace is None else json.dumps(trace, ensure_ascii=False),
+                                 "result_hash": (trace or {}).get("result_hash"), "suite_hash": gold.get("suite_hash"),
+                                 "kill_score": gold.get("kill_score")})
+                bar.update()
+            return rows
+
+        make_in_shards(target, asked, shard_size, VERDICTS_SCHEMA, make, part=ranks.rank(), parts=ranks.world_size())
+    bar.close()
+    ranks.barrier()
+    if ranks.is_main():
+        count = join_shards(target, VERDICTS_SCHEMA)
+        mark_complete(target, inputs, {"questions": len(asked), "verdicts": count})
+    ranks.barrier()

@@ -1,0 +1,264 @@
+"""What gold asks of its rows: literals by column, columns that share values, and the conditions of each SELECT."""
+
+from dataclasses import dataclass, field
+
+from sqlglot import exp
+
+from reward.schema import ColumnKey, Schema
+
+Place = tuple[str, str]
+"""(alias in FROM, column), both lower-cased."""
+
+_COMPARISONS = {exp.EQ: "=", exp.NEQ: "<>", exp.GT: ">", exp.GTE: ">=", exp.LT: "<", exp.LTE: "<=", exp.Like: "like"}
+_MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "<>": "<>"}
+_NEGATED = {"=": "<>", "<>": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">", "like": "not like", "in": "not in"}
+_NEGATED |= {"between": "not between", "null": "not null"} | {"not like": "like", "not in": "in"}
+
+
+@dataclass
+class Condition:
+    """`place` `operator` `values`, for example ("t1", "age") ">" [30]."""
+
+    place: Place
+    operator: str
+    values: list
+
+
+@dataclass
+class Scope:
+    """One SELECT: its tables by alias, its conditions joined by AND, its equal places, its groups and their wanted sizes.
+
+    `links`: places whose value must be among those of a subquery, which is named by its index among the scopes; `output`: the
+    place of the column that an outer query links to.
+    """
+
+    tables: dict[str, str] = field(default_factory=dict)
+    conditions: list[Condition] = field(default_factory=list)
+    equal: list[tuple[Place, Place]] = field(default_factory=list)
+    links: list[tuple[Place, int]] = field(default_factory=list)
+    output: Place | None = None
+    groups: list[Place] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Reading:
+    """All that the databases are made from: scopes, literals by column, pairs of columns that share values, numeric columns.
+
+    `grouped`: columns of GROUP BY. `single`: values that one row may have, because gold takes the subquery `WHERE column = value` for
+    one value and SQLite would take whichever row comes first.
+    """
+
+    scopes: list[Scope] = field(default_factory=list)
+    literals: dict[ColumnKey, list] = field(default_factory=dict)
+    shared: list[tuple[ColumnKey, ColumnKey]] = field(default_factory=list)
+    numeric: set[ColumnKey] = field(default_factory=set)
+    grouped: set[ColumnKey] = field(default_factory=set)
+    single: list[tuple[ColumnKey, object]] = field(default_factory=list)
+
+
+def read_conditions(tree: exp.Expression | None, schema: Schema) -> Reading:
+    """Reads gold's tree against its schema. A part that is not understood is left out: random rows stand in for it."""
+    reading = Reading()
+    if tree is None:
+        return reading
+    selects = list(tree.find_all(exp.Select))
+    reader = _Reader(schema, reading, {id(select): index for index, select in enumerate(selects)})
+    reading.scopes += [reader.scope(select) for select in selects]
+    for index, place in reader.outputs.items():
+        reading.scopes[index].output = place
+    for operation in tree.find_all(exp.SetOperation):
+        left, right = operation.left, operation.right
+        if isinstance(left, exp.Select) and isinstance(right, exp.Select):
+            for mine, other in zip(left.expressions, right.expressions):
+                reader.share(reader.key(mine), reader.key(other))
+    return reading
+
+
+class _Reader:
+    """Resolves columns through aliases, derived tables and common table expressions."""
+
+    def __init__(self, schema: Schema, reading: Reading, indices: dict[int, int]):
+        self.schema = schema
+        self.reading = reading
+        self.indices = indices
+        self.outputs: dict[int, Place] = {}
+
+    def sources(self, select: exp.Select) -> dict[str, exp.Expression]:
+        """FROM and JOIN items of a SELECT by lower-cased alias."""
+        items = [select.args["from_"].this] if select.args.get("from_") else []
+        items += [join.this for join in select.args.get("joins") or []]
+        return {item.alias_or_name.lower(): item for item in items}
+
+    def place(self, column: exp.Expression | None) -> tuple[exp.Select, Place, str] | None:
+        """(SELECT that binds the column, its place there, its table), or None where it is no column of a stored table."""
+        if not isinstance(column, exp.Column):
+            return None
+        name, qualifier = column.name.lower(), column.table.lower()
+        select = column.parent_select
+        while select is not None:
+            if isinstance(select, exp.Select):
+                for alias, item in self.sources(select).items():
+                    if qualifier and alias != qualifier:
+                        continue
+                    table = self.stored(item)
+                    if table and name in self.schema.tables[table].columns:
+                        return select, (alias, name), table
+                    inner = self.projection(item, name)
+                    if inner is not None:
+                        return self.place(inner)
+            select = select.parent_select
+        return None
+
+    def stored(self, item: exp.Expression) -> str | None:
+        name = item.name.lower() if isinstance(item, exp.Table) else ""
+        return name if name in self.schema.tables else None
+
+    def projection(self, item: exp.Expression, name: str) -> exp.Expression | None:
+        """The expression behind a column of a derived table or common table expression."""
+        query = item.this if isinstance(item, exp.Subquery) else None
+        if isinstance(item, exp.Table):
+            for cte in item.root().find_all(exp.CTE):
+                if cte.alias.lower() == item.name.lower():
+                    query = cte.this
+        if not isinstance(query, exp.Select):
+            return None
+        return next((e.unalias() for e in query.expressions if e.alias_or_name.lower() == name), None)
+
+    def key(self, expression: exp.Expression | None) -> ColumnKey | None:
+        found = self.place(expression.unalias()) if expression is not None else None
+        return (found[2], found[1][1]) if found else None
+
+    def share(self, left: ColumnKey | None, right: ColumnKey | None) -> None:
+        if left and right and left != right:
+            self.reading.shared.append((left, right))
+
+    def scope(self, select: exp.Select) -> Scope:
+        scope = Scope()
+        for alias, item in self.sources(select).items():
+            table = self.stored(item)
+            if table:
+                scope.tables[alias] = table
+        predicates = [join.args["on"] for join in select.args.get("joins") or [] if join.args.get("on")]
+        predicates += [select.args["where"].this] if select.args.get("where") else []
+        for predicate in predicates:
+            for part in _conjuncts(predicate):
+                self.read(part, select, scope, False)
+        for join in select.args.get("joins") or []:
+            for column in join.args.get("using") or []:
+                name = column.name.lower()
+                places = [(a, name) for a, t in scope.tables.items() if name in self.schema.tables[t].columns]
+                for left, right in zip(places, places[1:]):
+                    scope.equal.append((left, right))
+                    self.share((scope.tables[left[0]], left[1]), (scope.tables[right[0]], right[1]))
+        for expression in select.args["group"].expressions if select.args.get("group") else []:
+            found = self.place(expression)
+            if found and found[0] is select:
+                scope.groups.append(found[1])
+                self.reading.grouped.add((found[2], found[1][1]))
+        if select.args.get("having"):
+            for part in _conjuncts(select.args["having"].this):
+                value = literal_value(part.args.get("expression"))
+                if isinstance(part.this, exp.Count) and isinstance(value, int):
+                    scope.counts.append(value)
+                elif isinstance(value, (int, float)) and part.this is not None:
+                    for column in part.this.find_all(exp.Column):
+                        self.remember(self.key(column), [value])
+        for function in select.find_all(exp.Sum, exp.Avg):
+            key = self.key(function.this)
+            if key:
+                self.reading.numeric.add(key)
+        return scope
+
+    def remember(self, key: ColumnKey | None, values: list) -> None:
+        if key is None:
+            return
+        known = self.reading.literals.setdefault(key, [])
+        known += [value for value in values if value not in known]
+        if any(isinstance(value, (int, float)) for value in values):
+            self.reading.numeric.add(key)
+
+    def read(self, part: exp.Expression, select: exp.Select, scope: Scope, negated: bool) -> None:
+        """Takes one predicate into the scope. Of an OR every branch gives its literals, the first one the condition."""
+        part = part.unnest()
+        if isinstance(part, exp.Not):
+            return self.read(part.this, select, scope, not negated)
+        if isinstance(part, (exp.Or, exp.And)):
+            # One branch of an OR is enough for a row that satisfies it; the other still gives its literals.
+            alternatives = isinstance(part, exp.Or) != negated
+            self.read(part.left, select, scope, negated)
+            self.read(part.right, select, Scope() if alternatives else scope, negated)
+            return None
+        operator, values, column = None, [], part.this
+        if type(part) in _COMPARISONS:
+            operator = _COMPARISONS[type(part)]
+            other = part.expression
+            if literal_value(column) is not None and operator in _MIRRORED:
+                column, other, operator = other, column, _MIRRORED[operator]
+            value = literal_value(other)
+            values = [value]
+            if value is None:
+                return self.relate(column, other, operator, select, scope, negated)
+        elif isinstance(part, exp.Between):
+            operator, values = "between", [literal_value(part.args["low"]), literal_value(part.args["high"])]
+        elif isinstance(part, exp.In) and part.args.get("query") is not None:
+            return self.relate(column, part.args["query"], "in", select, scope, negated)
+        elif isinstance(part, exp.In):
+            operator, values = "in", [literal_value(value) for value in part.expressions]
+        elif isinstance(part, exp.Is) and isinstance(part.expression, exp.Null):
+            operator = "null"
+        if operator is None or any(value is None for value in values) or column is None:
+            return None
+        for inner in [column] if isinstance(column, exp.Column) else column.find_all(exp.Column):
+            self.remember(self.key(inner), values)
+        found = self.place(column)
+        if found and found[0] is select:
+            scope.conditions.append(Condition(found[1], _NEGATED.get(operator, "not null") if negated else operator, values))
+        return None
+
+    def relate(self, left, right, operator: str, select: exp.Select, scope: Scope, negated: bool) -> None:
+        """A comparison of a column with another column or with the first column of a subquery."""
+        inner = right.unnest() if isinstance(right, (exp.Subquery, exp.Paren)) else right
+        while isinstance(inner, exp.SetOperation):
+            inner = inner.left.unnest()
+        if isinstance(inner, exp.Select):
+            projected = inner.expressions[0].unalias()
+            column = projected if isinstance(projected, exp.Column) else projected.find(exp.Column)
+            mine, output = self.place(left), self.place(column)
+            self.share(self.key(left), self.key(column))
+            if mine and output and mine[0] is select and output[0] is inner and operator in ("=", "in") and not negated:
+                scope.links.append((mine[1], self.indices[id(inner)]))
+                where = inner.args.get("where")
+                for part in _conjuncts(where.this) if where and operator == "=" else ():
+                    if isinstance(part, exp.EQ) and self.key(part.this) and literal_value(part.expression) is not None:
+                        self.reading.single.append((self.key(part.this), literal_value(part.expression)))
+                self.outputs[self.indices[id(inner)]] = output[1]
+            return
+        self.share(self.key(left), self.key(right))
+        mine, other = self.place(left), self.place(right)
+        if mine and other and operator == "=" and not negated and mine[0] is other[0] is select:
+            scope.equal.append((mine[1], other[1]))
+
+
+def _conjuncts(predicate: exp.Expression) -> list[exp.Expression]:
+    predicate = predicate.unnest()
+    if isinstance(predicate, exp.And):
+        return _conjuncts(predicate.left) + _conjuncts(predicate.right)
+    return [predicate]
+
+
+def literal_value(node: exp.Expression | None) -> int | float | str | None:
+    """The Python value of a literal, with its sign; None for anything else."""
+    if isinstance(node, exp.Paren):
+        return literal_value(node.this)
+    if isinstance(node, exp.Neg):
+        value = literal_value(node.this)
+        return -value if isinstance(value, (int, float)) else None
+    if not isinstance(node, exp.Literal):
+        return None
+    if node.is_string:
+        return node.this
+    try:
+        return int(node.this)
+    except ValueError:
+        return float(node.this)

@@ -1,0 +1,309 @@
+"""Judges SQL candidates against gold by running both: correct, wrong or unclear, each with a reason and a small trace.
+
+    python -m reward.judge --input tasks.jsonl --output verdicts.jsonl [--databases given|generated|both] [--workers N] [--seed S]
+"""
+
+import hashlib
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from reward.compare import Denotation, column_orders, compare, unmatched
+from reward.gate import MAX_SQL_CHARACTERS, gate
+from reward.queries import is_volatile, quoted_value_as_string, unknown_quoted_name
+from reward.sandbox import Outcome, Sandbox
+from reward.suite import Member, Suite, SuiteBuilder
+
+DATABASES = ("both", "given", "generated")
+_CACHED_SUITES = 256
+_TRACE_ROWS = 3
+_TRACE_CELL_CHARACTERS = 80
+_MAX_QUOTED_NAMES = 20
+
+
+@dataclass
+class _Candidate:
+    """One distinct candidate text on its way through the databases."""
+
+    sql: str
+    verdict: dict | None = None
+    suspicion: dict | None = None
+    orders: set[tuple[int, ...]] | None = None
+    digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    row_counts: list[int] = field(default_factory=list)
+
+
+class Judge:
+    """Judges the candidates of questions; use it as a context manager, because it holds a worker process.
+
+    databases: `both` judges a question with a database file on it and on generated neighbours, `given` on the file alone,
+    `generated` never on it; a question with only CREATE TABLE text is always judged on generated ones. `tidy` and `near` are their
+    numbers, `attempts` how many are tried for each. Limits: a statement over vm_step_budget steps of SQLite's virtual machine, over
+    heap_limit_mib, or with more than row_limit rows or byte_limit_mib of cells is `wrong`; cpu_limit_s and wall_limit_s only end a
+    worker that hangs inside one function, which makes `unclear`. Verdicts follow from (task, seed, limits) alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        databases: str = "both",
+        workers: int = 1,
+        seed: int = 0,
+        tidy: int = 2,
+        near: int = 1,
+        attempts: int = 8,
+        vm_step_budget: int = 20_000_000,
+        heap_limit_mib: int = 96,
+        row_limit: int = 100_000,
+        byte_limit_mib: int = 16,
+        cpu_limit_s: float = 6.0,
+        wall_limit_s: float = 60.0,
+        max_sql_characters: int = MAX_SQL_CHARACTERS,
+    ):
+        if databases not in DATABASES:
+            raise ValueError(f"databases is {databases!r}; allowed are {', '.join(DATABASES)}; choose one of them")
+        if workers < 1:
+            raise ValueError(f"workers is {workers}; allowed is 1 or more; use 1 to judge in this process")
+        limits = {
+            "vm_step_budget": vm_step_budget,
+            "heap_limit_mib": heap_limit_mib,
+            "row_limit": row_limit,
+            "byte_limit_mib": byte_limit_mib,
+            "cpu_limit_s": cpu_limit_s,
+            "wall_limit_s": wall_limit_s,
+        }
+        suite = {"databases": databases, "seed": seed, "tidy": tidy, "near": near, "attempts": attempts}
+        self.arguments = {**suite, **limits, "max_sql_characters": max_sql_characters}
+        self.workers = workers
+        self.max_sql_characters = max_sql_characters
+        self.sandbox = Sandbox(**limits)
+        self._builder = SuiteBuilder(self.sandbox, **suite)
+        self._suites: OrderedDict[tuple, Suite] = OrderedDict()
+
+    def __enter__(self) -> "Judge":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the worker process."""
+        self.sandbox.close()
+
+    def stream(self, tasks: Iterable[dict], progress: bool = False) -> Iterator[dict]:
+        """Verdict lines of many tasks in their order, over `workers` processes. Raises ValueError at a malformed task."""
+        from reward.pool import map_in_processes, with_progress
+
+        if self.workers == 1:
+            lines = map(self.question, tasks)
+        else:
+            lines = map_in_processes("judge", self.arguments, map(checked_task, tasks), self.workers)
+        yield from with_progress(lines, tasks, "judge", progress)
+
+    def question(self, task: dict) -> dict:
+        """The verdict line of one task line: `{"id", "gold": {...}, "verdicts": [{"verdict", "reason", "trace"}, ...]}`.
+
+        A candidate of None is an abstention. Raises ValueError where the task is malformed.
+        """
+        checked_task(task)
+        candidates = task["candidates"]
+        if task["gold"] is None:
+            gold = _gold_line(Suite("unanswerable"))
+            verdicts = [
+                _verdict("correct", "abstained", {}) if sql is None else _verdict("wrong", "unanswerable", {})
+                for sql in candidates
+            ]
+            return {"id": task["id"], "gold": gold, "verdicts": verdicts}
+        suite = self.suite(task["gold"], task.get("database"), task.get("context"))
+        if suite.status != "ok":
+            trace = {"message": suite.detail}
+            verdicts = [_verdict("gold_bad", suite.reason, trace) for _ in candidates]
+        else:
+            verdicts = self._judge(suite, candidates)
+        return {"id": task["id"], "gold": _gold_line(suite), "verdicts": verdicts}
+
+    def suite(self, gold: str, database: str | None = None, context: str | None = None) -> Suite:
+        """The databases of one question with gold's answers; kept for the questions asked last."""
+        key = (gold, database, context)
+        if key not in self._suites:
+            self._suites[key] = self._builder.build(gold, database, context)
+            if len(self._suites) > _CACHED_SUITES:
+                self._suites.popitem(last=False)
+        self._suites.move_to_end(key)
+        return self._suites[key]
+
+    def _judge(self, suite: Suite, candidates: list[str | None]) -> list[dict]:
+        distinct: dict[str, _Candidate] = {}
+        entries: list[_Candidate] = []
+        for text in candidates:
+            if text is None:
+                entries.append(_Candidate("", _verdict("wrong", "abstained", {})))
+                continue
+            gated = gate(text, self.max_sql_characters)
+            if gated.sql is None:
+                entries.append(_Candidate("", _verdict("wrong", gated.reason, {"message": gated.message})))
+            else:
+                entries.append(distinct.setdefault(gated.sql, _Candidate(gated.sql)))
+        for member in suite.members:
+            active = [entry for entry in distinct.values() if entry.verdict is None]
+            for entry, outcome in zip(active, self._run(member, active)):
+                _weigh(entry, outcome, member, suite.empty)
+        for entry in distinct.values():
+            if entry.verdict is None:
+                trace = {"rows": entry.row_counts}
+                if suite.empty:
+                    entry.verdict = _verdict("unclear", "gold_empty", trace)
+                else:
+                    entry.verdict = entry.suspicion or _verdict("correct", "equal", trace)
+            entry.verdict["trace"]["result_hash"] = entry.digest.hexdigest()[:16]
+        return [dict(entry.verdict, trace=dict(entry.verdict["trace"])) for entry in entries]
+
+    def _run(self, member: Member, active: list[_Candidate]) -> list[Outcome]:
+        """Runs candidates on one database; a double-quoted name that is no column becomes a string where it is a value."""
+        # Past gold's rows a few are enough to show and to name the difference; the worker counts on to its limit.
+        keep_rows = 2 * member.denotation.row_count + 100
+        outcomes = self.sandbox.run(member.database, [entry.sql for entry in active], keep_rows)
+        for index, entry in enumerate(active):
+            for _ in range(_MAX_QUOTED_NAMES):
+                name = unknown_quoted_name(outcomes[index].message) if outcomes[index].status == "sql_error" else None
+                changed = quoted_value_as_string(entry.sql, name) if name is not None else entry.sql
+                if changed == entry.sql:
+                    break
+                entry.sql = changed
+                [outcomes[index]] = self.sandbox.run(member.database, [changed], keep_rows)
+        return outcomes
+
+
+def checked_task(task: dict) -> dict:
+    """The task itself. Raises ValueError, in three parts, where it is not as `reward.judge` reads it."""
+    if not isinstance(task, dict):
+        raise ValueError(f"a task is a {type(task).__name__}; allowed is an object with id, gold, candidates; write one a line")
+    missing = [key for key in ("id", "gold", "candidates") if key not in task]
+    if missing:
+        raise ValueError(f"the task lacks {', '.join(missing)}; id, gold and candidates are needed; add them")
+    name = task["id"]
+    if task["gold"] is not None and not isinstance(task["gold"], str):
+        raise ValueError(f"gold of task {name!r} is {task['gold']!r:.60}; allowed is SQL text or null; correct it")
+    candidates = task["candidates"]
+    if not isinstance(candidates, list) or not all(sql is None or isinstance(sql, str) for sql in candidates):
+        raise ValueError(f"candidates of task {name!r} are no list of SQL texts; allowed are texts and null; correct them")
+    database, context = task.get("database"), task.get("context")
+    if task["gold"] is None:
+        return task
+    if database is None and not isinstance(context, str):
+        raise ValueError(f"task {name!r} has neither database nor context; one is needed; add a path or CREATE TABLE text")
+    if database is not None and not (isinstance(database, str) and os.path.isfile(database)):
+        raise ValueError(f"database of task {name!r} is {database!r}, no file; allowed is a SQLite file; correct the path")
+    return task
+
+
+def _weigh(entry: _Candidate, outcome: Outcome, member: Member, gold_empty: bool) -> None:
+    """What one database says of one candidate: a verdict, a suspicion that later databases can harden, or nothing.
+
+    Where gold has no rows anywhere, only what the candidate shows by itself counts.
+    """
+    gold = member.denotation
+    trace: dict = {"database": member.database.name, "gold_rows": gold.row_count, "rows": outcome.row_count}
+    if outcome.status == "lost":
+        reason = "timeout" if outcome.message.startswith("timeout") else "worker"
+        entry.verdict = _verdict("unclear", reason, {**trace, "message": outcome.message})
+        return
+    if outcome.status == "volatile" or (outcome.status == "ok" and is_volatile(entry.sql)):
+        entry.verdict = _verdict("unclear", "volatile", trace)
+        return
+    if outcome.status != "ok":
+        entry.verdict = _verdict("wrong", outcome.status, {**trace, "message": outcome.message})
+        return
+    entry.row_counts.append(outcome.row_count)
+    entry.digest.update(_result_bytes(outcome, gold.ordered))
+    if len(outcome.columns) != gold.column_count:
+        counts = {"gold_columns": gold.column_count, "columns": len(outcome.columns)}
+        entry.verdict = _verdict("wrong", "columns", {**trace, **counts})
+        return
+    if gold_empty:
+        return
+    whole = outcome.row_count == len(outcome.rows)
+    difference = compare(gold, len(outcome.columns), outcome.rows) if whole else "rows"
+    if difference is None:
+        return
+    trace |= _first_differences(gold, outcome.rows, difference)
+    if member.database.tier == "near":
+        trace["difference"] = difference
+        entry.suspicion = entry.suspicion or _verdict("unclear", "near", trace)
+        return
+    if difference == "order" and not gold.certain:
+        entry.suspicion = entry.suspicion or _verdict("unclear", "order", trace)
+        return
+    orders = column_orders(gold, outcome.rows) if whole else set()
+    entry.orders = orders if entry.orders is None else entry.orders & orders
+    if entry.orders:
+        entry.suspicion = entry.suspicion or _verdict("unclear", "column_order", trace)
+    else:
+        entry.verdict = _verdict("wrong", difference, trace)
+
+
+def _verdict(verdict: str, reason: str, trace: dict) -> dict:
+    return {"verdict": verdict, "reason": reason, "trace": trace}
+
+
+def _gold_line(suite: Suite) -> dict:
+    return {
+        "status": suite.status,
+        "reason": suite.reason or None,
+        "detail": suite.detail or None,
+        "kill_score": round(suite.killed / suite.mutants, 4) if suite.mutants else None,
+        "mutants": suite.mutants,
+        "killed": suite.killed,
+        "databases": [member.database.name for member in suite.members],
+        "gold_rows": [member.denotation.row_count for member in suite.members],
+        "suite_hash": suite.suite_hash or None,
+    }
+
+
+def _first_differences(gold: Denotation, rows: list[tuple], difference: str) -> dict:
+    """A few rows that a person can compare: those that only one side has, or where the order parts."""
+    expected = gold.rows()
+    if difference == "order":
+        pairs = zip(expected, rows)
+        start = next((index for index, (left, right) in enumerate(pairs) if left != right), 0)
+        left, right = expected[start:], rows[start:]
+    else:
+        left, right = unmatched(expected, rows)
+    return {"gold_only": _shown(left), "candidate_only": _shown(right)}
+
+
+def _shown(rows: list[tuple]) -> list[list]:
+    shown = []
+    for row in rows[:_TRACE_ROWS]:
+        shown.append([_shown_cell(cell) for cell in row])
+    return shown
+
+
+def _shown_cell(cell: object) -> object:
+    if isinstance(cell, bytes):
+        return f"x'{cell.hex()}'"[:_TRACE_CELL_CHARACTERS]
+    if isinstance(cell, float) and not math.isfinite(cell):
+        return str(cell)  # JSON has no infinity
+    return cell[:_TRACE_CELL_CHARACTERS] if isinstance(cell, str) else cell
+
+
+def _result_bytes(outcome: Outcome, ordered: bool) -> bytes:
+    """The rows as bytes for the result hash: equal rows give equal bytes, order counts where gold's does."""
+    lines = [repr(tuple(_hashed_cell(cell) for cell in row)) for row in outcome.rows]
+    if not ordered:
+        lines.sort()
+    return f"{outcome.row_count}:{len(outcome.columns)}:{chr(10).join(lines)};".encode("utf-8", "surrogatepass")
+
+
+def _hashed_cell(cell: object) -> object:
+    if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53:
+        return int(cell)
+    return float(f"{cell:.9g}") if isinstance(cell, float) else cell
+
+
+if __name__ == "__main__":
+    from reward.command import main_judge
+
+    main_judge()

@@ -1,0 +1,207 @@
+"""What a query says, read from its text: quoting made standard, one form for equal texts, and the kinds of query it is."""
+
+import re
+
+import sqlglot
+from sqlglot import exp
+from sqlglot.errors import SqlglotError
+
+from reward.tokens import Token, tokenize, unquote
+
+_EQUALITIES = ("=", "==", "<>", "!=", "LIKE", "GLOB", "IS")
+# Words after which a double-quoted text is a name, whatever the schema says.
+_NAME_FOLLOWS = ("AS", "FROM", "JOIN", "INTO", "TABLE", "WITH", "RECURSIVE", "COLLATE", "BY")
+_KEYWORDS = frozenset(
+    "ALL AND AS ASC BETWEEN BY CASE COLLATE CROSS DESC DISTINCT ELSE END ESCAPE EXCEPT EXISTS FROM FULL GLOB GROUP HAVING IN"
+    " INNER INTERSECT IS ISNULL JOIN LEFT LIKE LIMIT MATCH NATURAL NOT NOTNULL NULL OFFSET ON OR ORDER OUTER REGEXP RIGHT SELECT THEN UNION"
+    " USING VALUES WHEN WHERE WITH".split()
+)
+_DATE_FUNCTIONS = ("DATE", "TIME", "DATETIME", "JULIANDAY", "UNIXEPOCH", "STRFTIME", "TIMEDIFF")
+_MISSING_COLUMN = re.compile(r'no such column: "((?:[^"]|"")*)"')
+_KINDS = (
+    ("aggregate", exp.AggFunc),
+    ("between", exp.Between),
+    ("distinct", exp.Distinct),
+    ("group", exp.Group),
+    ("having", exp.Having),
+    ("join", exp.Join),
+    ("like", exp.Like),
+    ("limit", exp.Limit),
+    ("null", exp.Null),
+    ("order", exp.Order),
+    ("set", exp.SetOperation),
+)
+
+
+def parse(sql: str) -> exp.Expression | None:
+    """sqlglot's tree of one SQLite query, or None where sqlglot cannot read it."""
+    try:
+        return sqlglot.parse_one(sql, dialect="sqlite")
+    except (SqlglotError, RecursionError, ValueError):
+        return None
+
+
+def canonical_sql(sql: str) -> str:
+    """One text for queries that differ only in white space, case of keywords and bare names, comments or quoting of names.
+
+    Two queries with the same canonical text have the same rows; the reverse is not claimed. A text that sqlglot cannot read
+    is only folded at its white space.
+    """
+    tree = parse(sql)
+    if tree is None:
+        return " ".join(sql.split()).rstrip("; ")
+    for identifier in tree.find_all(exp.Identifier):
+        if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", identifier.name):
+            identifier.set("this", identifier.name.lower())
+            identifier.set("quoted", identifier.name.upper() in _KEYWORDS)
+    try:
+        return tree.sql(dialect="sqlite", comments=False)
+    except (SqlglotError, RecursionError, ValueError):
+        return " ".join(sql.split()).rstrip("; ")
+
+
+def query_kinds(sql: str) -> list[str]:
+    """The kinds of a query, sorted: aggregate, between, distinct, group, having, join, like, limit, nested, null, order, set.
+
+    `["simple"]` when it is none of them. A query that names two tables in FROM is a join; nested means a SELECT inside another
+    one, common table expressions included; the sides of a set operation alone are not nested.
+    """
+    tree = parse(sql)
+    if tree is None:
+        words = {token.upper for token in tokenize(sql) if token.kind == "word"}
+        kinds = {name for name, _ in _KINDS if name.upper() in words}
+        return sorted(kinds) or ["simple"]
+    kinds = {name for name, kind in _KINDS if tree.find(kind)}
+    if any(not isinstance(select.parent, (exp.SetOperation, type(None))) for select in tree.find_all(exp.Select)):
+        kinds.add("nested")
+    return sorted(kinds) or ["simple"]
+
+
+def schema_columns(schema_ddl: str) -> set[str]:
+    """Lower-cased names of all columns in CREATE TABLE text."""
+    names = set()
+    tokens = tokenize(schema_ddl)
+    for before, token in zip(tokens, tokens[1:]):
+        starts_definition = before.text in ("(", ",") and token.depth == 1
+        if starts_definition and token.kind in ("word", "double", "name", "string"):
+            names.add(unquote(token).lower())
+    return names
+
+
+def normalise_gold(sql: str, schema_ddl: str) -> str:
+    """Gold with its double-quoted literals in standard single quotes; every other byte stays.
+
+    A double-quoted text stays a name where it is a column of `schema_ddl`, an alias of the query, part of a dotted name, or
+    stands where only a name can (after AS, FROM, JOIN).
+
+    >>> normalise_gold('SELECT a FROM t WHERE b = "it\\'s" AND "a" > 1', "CREATE TABLE t (a INT, b TEXT)")
+    'SELECT a FROM t WHERE b = \\'it\\'\\'s\\' AND "a" > 1'
+    """
+    tokens = tokenize(sql)
+    if not any(token.kind == "double" for token in tokens):
+        return sql
+    names = schema_columns(schema_ddl)
+    for position, token in enumerate(tokens):
+        if position and token.kind in ("double", "word", "name") and _names_something(tokens, position):
+            names.add(unquote(token).lower())
+    literals = [
+        token
+        for position, token in enumerate(tokens)
+        if token.kind == "double"
+        and unquote(token).lower() not in names
+        and not _must_be_name(tokens, position)
+    ]
+    return _replace_by_strings(sql, literals)
+
+
+def unknown_quoted_name(message: str) -> str | None:
+    """The double-quoted name that SQLite's error message says it cannot resolve, else None."""
+    match = _MISSING_COLUMN.search(message)
+    return match.group(1) if match else None
+
+
+def quoted_value_as_string(sql: str, name: str) -> str:
+    """A candidate with the double-quoted `name` read as a string where it stands as a value against a column.
+
+    That is on the right of =, <>, LIKE, GLOB or IS, in an IN list, or as a bound of BETWEEN, with a column or a call on the left;
+    on the right of <, <=, > or >= only a text that no column is named like ("1975-01-01"). Anywhere else it stays a name, which
+    SQLite then refuses as unknown.
+    """
+    tokens = tokenize(sql)
+    literals = [
+        token
+        for position, token in enumerate(tokens)
+        if token.kind == "double" and token.text[1:-1] == name and _is_value(tokens, position)
+    ]
+    return _replace_by_strings(sql, literals)
+
+
+def is_volatile(sql: str) -> bool:
+    """Whether the text asks for the time of day: 'now' or a local time zone in a date function, or one without its date.
+
+    `random()` and its like are reported by the worker, which sees the functions that SQLite resolved.
+    """
+    tokens = tokenize(sql)
+    texts = [token.upper for token in tokens]
+    calls = [index for index, text in enumerate(texts[:-2]) if text in _DATE_FUNCTIONS and texts[index + 1] == "("]
+    if not calls:
+        return False
+    if any(token.kind == "string" and unquote(token).strip().lower() in ("now", "localtime", "utc") for token in tokens):
+        return True
+    return any(texts[i + 2] == ")" or (texts[i] == "STRFTIME" and texts[i + 3 : i + 4] == [")"]) for i in calls)
+
+
+def _replace_by_strings(sql: str, literals: list[Token]) -> str:
+    for token in reversed(literals):
+        sql = sql[: token.start] + "'" + unquote(token).replace("'", "''") + "'" + sql[token.end :]
+    return sql
+
+
+def _next_text(tokens: list[Token], position: int) -> str:
+    return tokens[position + 1].upper if position + 1 < len(tokens) else ""
+
+
+def _names_something(tokens: list[Token], position: int) -> bool:
+    """Whether the token is an alias: after AS, or directly after a value or name without an operator between."""
+    before, token = tokens[position - 1], tokens[position]
+    if before.upper == "AS":
+        return True
+    ends_value = before.text == ")" or (before.kind in ("number", "name")) or (
+        before.kind == "word" and before.upper not in _KEYWORDS
+    )
+    return ends_value and token.kind == "double"
+
+
+def _must_be_name(tokens: list[Token], position: int) -> bool:
+    before = tokens[position - 1].upper if position else ""
+    return before in (".", *_NAME_FOLLOWS) or _next_text(tokens, position) in (".", "(")
+
+
+def _is_value(tokens: list[Token], position: int) -> bool:
+    if _next_text(tokens, position) in (".", "("):
+        return False
+    index = position - 1
+    if index >= 0 and tokens[index].upper == "AND" and index >= 2 and tokens[index - 2].upper == "BETWEEN":
+        index -= 2  # the upper bound: BETWEEN low AND "high"
+    elif index >= 0 and tokens[index].text in ("(", ","):
+        while index >= 0 and (tokens[index].text == "," or tokens[index].kind in ("double", "string", "number")):
+            index -= 1
+        if index < 1 or tokens[index].text != "(" or tokens[index - 1].upper != "IN":
+            return False
+        index -= 1
+    elif index >= 0 and tokens[index].text in ("<", "<=", ">", ">="):
+        if re.fullmatch(r"\w+", unquote(tokens[position])) and not unquote(tokens[position])[0].isdigit():
+            return False
+    elif index < 0 or tokens[index].upper not in (*_EQUALITIES, "BETWEEN", "NOT"):
+        return False
+    if tokens[index].upper == "NOT":  # IS NOT "x"
+        index -= 1
+        if index < 0 or tokens[index].upper != "IS":
+            return False
+    index -= 1
+    if index >= 0 and tokens[index].upper == "NOT":  # NOT LIKE, NOT IN, NOT BETWEEN
+        index -= 1
+    if index < 0:
+        return False
+    left = tokens[index]
+    return left.text == ")" or left.kind in ("name", "double") or (left.kind == "word" and left.upper not in _KEYWORDS)

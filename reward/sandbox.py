@@ -1,0 +1,212 @@
+"""The parent's half of the sandbox: one worker process, started, fed, watched, killed and started again."""
+
+import contextlib
+import marshal
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import NamedTuple
+
+_PROJECT = Path(__file__).resolve().parent.parent
+_OPEN_DATABASES = 48
+
+
+class Database(NamedTuple):
+    """A database to run on. `key` names its content; `path` is a file, else it is made of `ddl` and `rows`.
+
+    `tier`: given, tidy or near. `rows`: (table, number of columns, row tuples) for each table.
+    """
+
+    key: str
+    name: str
+    tier: str
+    path: str | None = None
+    ddl: tuple[str, ...] = ()
+    rows: tuple[tuple[str, int, list[tuple]], ...] = ()
+
+
+class Outcome(NamedTuple):
+    """What one statement did.
+
+    `status`: ok, refused, sql_error, timeout, memory, rows_limit, volatile (not run), or lost (the worker died twice).
+    `rows` holds at most the number asked for, `row_count` all of them.
+    """
+
+    status: str
+    columns: tuple[str, ...] = ()
+    rows: list[tuple] = []
+    row_count: int = 0
+    steps: int = 0
+    message: str = ""
+
+
+class DatabaseError(ValueError):
+    """A schema does not load or a file is no SQLite database."""
+
+
+class WorkerLost(Exception):
+    """The worker process ended or fell silent while it was needed."""
+
+
+class Sandbox:
+    """Runs statements in a worker process; a statement that kills or hangs the worker costs only itself.
+
+    vm_step_budget decides timeouts, so load changes no verdict; cpu_limit_s and wall_limit_s only stop what the budget cannot
+    see (one endless SQLite function, a stopped process). Limits with `mib` are in 2**20 bytes.
+    """
+
+    def __init__(
+        self,
+        *,
+        vm_step_budget: int = 20_000_000,
+        heap_limit_mib: int = 96,
+        process_limit_mib: int = 240,
+        row_limit: int = 100_000,
+        byte_limit_mib: int = 16,
+        length_limit_bytes: int = 150_000,
+        cpu_limit_s: float = 6.0,
+        wall_limit_s: float = 60.0,
+    ):
+        self.limits = {
+            "vm_step_budget": vm_step_budget,
+            "heap_limit_mib": heap_limit_mib,
+            "process_limit_mib": process_limit_mib,
+            "row_limit": row_limit,
+            "byte_limit": byte_limit_mib << 20,
+            "length_limit_bytes": length_limit_bytes,
+            "cpu_limit_s": cpu_limit_s,
+        }
+        self.wall_limit_s = wall_limit_s
+        self.process: subprocess.Popen | None = None
+        self.restarts = 0
+        self._open: OrderedDict[str, None] = OrderedDict()
+        self._buffer = bytearray()
+
+    def __enter__(self) -> "Sandbox":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the worker; the next call would start another."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            with contextlib.suppress(OSError):  # what was not yet written to a dead worker
+                self.process.stdin.close()
+            self.process.stdout.close()
+            self.process = None
+        self._open.clear()
+        self._buffer.clear()
+
+    def run(self, database: Database, statements: list[str], keep_rows: int, reverse: bool = False) -> list[Outcome]:
+        """One outcome a statement, in order. Raises DatabaseError where the database itself cannot be opened.
+
+        reverse: visit unordered rows backwards.
+        """
+        outcomes: list[Outcome] = []
+        while len(outcomes) < len(statements):
+            lost = self._batch(database, statements[len(outcomes) :], keep_rows, reverse, outcomes)
+            if lost is None:
+                break
+            retried: list[Outcome] = []
+            lost = self._batch(database, [statements[len(outcomes)]], keep_rows, reverse, retried)
+            outcomes.append(retried[0] if lost is None else Outcome("lost", message=lost))
+        return outcomes
+
+    def describe(self, database: Database, sample_size: int = 0) -> tuple:
+        """The DDL and tables of a database as `reward.worker.Database.describe` gives them."""
+        for attempt in (1, 2):
+            try:
+                self._ensure_open(database)
+                self._send(("describe", database.key, sample_size))
+                fine, answer = self._receive()
+                break
+            except WorkerLost as error:
+                self.close()
+                self.restarts += 1
+                if attempt == 2:
+                    raise DatabaseError(f"reading the schema ended the worker twice: {error}") from None
+        if not fine:
+            raise DatabaseError(answer)
+        return answer
+
+    def _batch(
+        self, database: Database, statements: list[str], keep_rows: int, reverse: bool, outcomes: list[Outcome]
+    ) -> str | None:
+        """Appends outcomes as they come; None when all came, else why the worker was lost."""
+        try:
+            self._ensure_open(database)
+            self._send(("run", database.key, statements, keep_rows, reverse))
+            for _ in statements:
+                outcomes.append(Outcome(*self._receive()))
+        except WorkerLost as error:
+            self.close()
+            self.restarts += 1
+            return str(error)
+        return None
+
+    def _ensure_open(self, database: Database) -> None:
+        if self.process is None:
+            self._start()
+        if database.key in self._open:
+            self._open.move_to_end(database.key)
+            return
+        while len(self._open) >= _OPEN_DATABASES:
+            key, _ = self._open.popitem(last=False)
+            self._send(("close", key))
+        self._send(("open", database.key, database.path, list(database.ddl), list(database.rows)))
+        fine, message = self._receive()
+        if not fine:
+            raise DatabaseError(message)
+        self._open[database.key] = None
+
+    def _start(self) -> None:
+        # A new interpreter, never a fork: the parent may hold threads, CUDA and gigabytes.
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "reward.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=_PROJECT,
+        )
+        self._send(self.limits)
+
+    def _send(self, message: object) -> None:
+        body = marshal.dumps(message)
+        try:
+            self.process.stdin.write(len(body).to_bytes(4, "big") + body)
+            self.process.stdin.flush()
+        except OSError:
+            raise WorkerLost(self._cause()) from None
+
+    def _receive(self) -> tuple:
+        deadline = time.monotonic() + self.wall_limit_s
+        header = self._read(4, deadline)
+        return marshal.loads(self._read(int.from_bytes(header, "big"), deadline))
+
+    def _read(self, size: int, deadline: float) -> bytes:
+        descriptor = self.process.stdout.fileno()
+        while len(self._buffer) < size:
+            ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise WorkerLost(f"timeout: no answer within {self.wall_limit_s:g} s")
+            chunk = os.read(descriptor, 1 << 20)
+            if not chunk:
+                raise WorkerLost(self._cause())
+            self._buffer += chunk
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return data
+
+    def _cause(self) -> str:
+        code = self.process.wait()
+        if code == -signal.SIGPROF:
+            return f"timeout: {self.limits['cpu_limit_s']:g} s of CPU inside one SQLite function"
+        return f"worker: ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"

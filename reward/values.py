@@ -1,0 +1,110 @@
+"""Values for generated databases: near misses of gold's literals, random values that suit a column, and SQL's comparisons."""
+
+import random
+import re
+
+from reward.conditions import Condition
+from reward.schema import Column
+
+_WORDS = (
+    "amber birch cedar delta ember fjord grove harbor iris juniper kestrel lagoon maple north opal prairie quartz river"
+    " saffron tundra umber valley willow xenia yarrow zephyr"
+).split()
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
+
+
+def near_misses(value: object, near: bool) -> list:
+    """Values that a slightly wrong condition confuses with `value`; other case only for the near tier."""
+    if isinstance(value, bool) or value is None:
+        return []
+    if isinstance(value, int):
+        return [value - 1, value + 1, value + 2, value - 2]
+    if isinstance(value, float):
+        return [round(value - 0.1, 6), round(value + 0.1, 6), round(value + 1, 6)]
+    if not isinstance(value, str):
+        return []
+    if "%" in value or "_" in value:
+        core = value.replace("%", "").replace("_", "x") or "x"
+        misses = [core, f"pre{core}", f"{core}post", f"pre{core}post", core[:-1] or "y", f"x{core[1:]}"]
+        return misses + ([core.swapcase()] if near else [])
+    if _DATE.fullmatch(value):
+        day = int(value[8:])
+        return [f"{value[:8]}{day % 28 + 1:02d}", f"{int(value[:4]) + 1:04d}{value[4:]}", f"{int(value[:4]) - 1:04d}{value[4:]}"]
+    if re.fullmatch(r"-?\d+(\.\d+)?", value):
+        number = float(value) if "." in value else int(value)
+        return [f"{number + 1}", f"{number - 1}", f"{value}0"]
+    misses = [f"{value} x", f"the {value}", value[:-1] or "y"]
+    if near:
+        misses += [value.swapcase(), value.title() if value != value.title() else value.lower()]
+    return misses
+
+
+def random_value(column: Column, numeric: bool, rng: random.Random) -> object:
+    """One value for a column by its type and name; `numeric`: gold uses a text column as a number."""
+    name = column.name.lower()
+    affinity = column.affinity
+    if "year" in name and (numeric or affinity in ("integer", "numeric")):
+        return rng.randint(1985, 2022)
+    if "date" in name or affinity == "numeric" and any(word in column.declared.upper() for word in ("DATE", "TIME")):
+        return f"{rng.randint(1995, 2021)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
+    if affinity == "real" or (affinity == "numeric" and not numeric):
+        return rng.randint(1, 2000) / 10
+    if affinity == "integer" or numeric:
+        return rng.randint(1, 100)
+    if rng.random() < 0.5:
+        return rng.choice(_WORDS)
+    return f"{rng.choice(_WORDS)} {rng.choice(_WORDS)}"
+
+
+def fresh_value(taken: set, like: object, rng: random.Random) -> object:
+    """A value of the same kind as `like` that is not in `taken`."""
+    if isinstance(like, (int, float)):
+        value = int(like)
+        while value in taken:
+            value += rng.randint(1, 7)
+        return value
+    text, number = str(like or "item"), 2
+    while f"{text} {number}" in taken:
+        number += 1
+    return f"{text} {number}"
+
+
+def candidates_for(condition: Condition) -> list:
+    """Values around a condition's literals, some of which hold and some of which do not."""
+    values: list = []
+    for value in condition.values:
+        values += [value, *near_misses(value, near=False)]
+    return values
+
+
+def holds(condition: Condition, value: object) -> bool:
+    """Whether SQLite would take the condition as true for a value of the literal's own type; NULL fails all but IS NULL."""
+    operator = condition.operator
+    if operator in ("null", "not null"):
+        return (value is None) == (operator == "null")
+    if value is None:
+        return False
+    if operator.startswith("not ") and operator != "not null":
+        return not holds(Condition(condition.place, operator[4:], condition.values), value)
+    if operator == "like":
+        pattern = "".join(".*" if c == "%" else "." if c == "_" else re.escape(c) for c in str(condition.values[0]))
+        return re.fullmatch(pattern, str(value), re.IGNORECASE | re.DOTALL) is not None
+    if operator == "in":
+        return value in condition.values
+    first = _rank(condition.values[0])
+    mine = _rank(value)
+    if operator == "between":
+        return first <= mine <= _rank(condition.values[1])
+    return {
+        "=": mine == first,
+        "<>": mine != first,
+        "<": mine < first,
+        "<=": mine <= first,
+        ">": mine > first,
+        ">=": mine >= first,
+    }[operator]
+
+
+def _rank(value: object) -> tuple[int, object]:
+    """SQLite's order of types: numbers before text before blobs."""
+    return (0, value) if isinstance(value, (int, float)) else (1, value) if isinstance(value, str) else (2, value)

@@ -1,0 +1,226 @@
+"""Checked configuration: one YAML file a stage, every key known, typed and in range, all mistakes listed at once."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Limit = Annotated[int, Field(ge=1)] | None
+
+
+class Section(BaseModel):
+    """A group of keys. Strict: no conversion of types except int to float, no unknown and no missing key."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+
+class Data(Section):
+    source: str
+    dev: str | None
+    test: str | None
+    columns: dict[Literal["question", "context", "gold", "database", "evidence"], str]
+    train_limit: Limit
+    dev_limit: Limit
+    test_limit: Limit
+    distractors: Share
+
+
+class Prompt(Section):
+    schema_style: Literal["ddl", "compact"]
+    max_prompt_tokens: Annotated[int, Field(ge=16)]
+
+
+class SftTrain(Section):
+    epochs: Annotated[float, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    warmup_share: Share
+    global_batch_size: Count
+    micro_batch_size: Count
+    lora_rank: Count
+    lora_alpha: Count
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)]
+    precision: Literal["auto", "bf16", "fp32"]
+    load_in_4bit: bool
+    gradient_checkpointing: bool
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"]
+    evaluations: Annotated[int, Field(ge=1)]
+    trl: dict[str, Any]
+
+
+class Evaluate(Section):
+    max_new_tokens: Count
+    batch_size: Count
+
+
+class Judging(Section):
+    databases: Literal["given", "generated", "both"]
+    workers: Annotated[int, Field(ge=0)]
+
+
+class SftConfig(Section):
+    """Keys of stage one (configs/sft.yaml)."""
+
+    run: str
+    model: str
+    trust_remote_code: bool
+    seed: Annotated[int, Field(ge=0)]
+    data: Data
+    prompt: Prompt
+    train: SftTrain
+    evaluate: Evaluate
+    judge: Judging
+
+
+class Sample(Section):
+    questions: Limit
+    samples: Annotated[int, Field(ge=2)]
+    temperature: Annotated[float, Field(gt=0, le=5)]
+    top_k: Annotated[int, Field(ge=0)]
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    max_new_tokens: Count
+    batch_size: Count
+    shard_size: Count
+
+
+class Pairs(Section):
+    strategy: Literal["nearest", "farthest", "random", "hardest"]
+    per_question: Count
+
+
+class DpoTrain(Section):
+    epochs: Annotated[float, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    warmup_share: Share
+    beta: Annotated[float, Field(gt=0)]
+    loss_type: list[Literal["sigmoid", "sft", "ipo", "robust", "sigmoid_norm", "apo_zero", "apo_down", "hinge"]]
+    loss_weights: list[float]
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
+    global_batch_size: Count
+    micro_batch_size: Count
+    precision: Literal["auto", "bf16", "fp32"]
+    load_in_4bit: bool
+    gradient_checkpointing: bool
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"]
+    zero_stage: Literal[0, 1, 2, 3]
+    offload: Literal["none", "cpu"]
+    max_length: Annotated[int, Field(ge=16)]
+    save_steps: Count
+    trl: dict[str, Any]
+
+
+class DpoConfig(Section):
+    """Keys of stage two (configs/dpo.yaml). Model, prompt and data are those of the run's stage one."""
+
+    run: str
+    seed: Annotated[int, Field(ge=0)]
+    sample: Sample
+    judge: Judging
+    pairs: Pairs
+    train: DpoTrain
+    evaluate: Evaluate
+
+
+def read_yaml(path: Path) -> dict:
+    """A YAML 1.2 file as a dictionary (`1e-5` is a number); a missing, malformed or duplicate-key file is a ValueError."""
+    if not path.is_file():
+        near = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ValueError(f"configuration file {path} does not exist. Files there: {', '.join(near) or 'none'}.")
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}. Mend that place and run again.") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}, not `key: value` lines. Start from a file in configs/.")
+    return values
+
+
+def apply_settings(values: dict, settings: list[str]) -> dict:
+    """Values with `key=value` settings laid over them; `train.epochs=2` reaches into a section. Values are YAML."""
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"--set {setting}: no `key=value`. Write for instance --set train.epochs=2.")
+        try:
+            value = YAML(typ="safe", pure=True).load(text)
+        except YAMLError as error:
+            raise ValueError(f"--set {setting}: {text!r} is not a YAML value ({error}).") from None
+        *sections, last = key.strip().split(".")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"--set {setting}: {section} is a single value, not a section.")
+        place[last] = value
+    return values
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Dotted names of all keys of a section and the sections below it."""
+    names = []
+    for name, field in model.model_fields.items():
+        names.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += _keys(field.annotation, f"{prefix}{name}.")
+    return names
+
+
+def _message(error: dict, known: list[str]) -> str:
+    """One line for one mistake: key, what was found, what is allowed."""
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        return f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "; see the comments in configs/")
+    if error["type"] == "missing":
+        return f"{key}: missing; every key of the stage must stand in the file"
+    return f"{key}: found {error['input']!r}; {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def read_configuration(model: type[Section], path: Path, settings: list[str]) -> Section:
+    """The checked configuration of a stage: `path`, with `key=value` settings over it.
+
+    Raises ValueError that lists every mistake (unknown, missing, mistyped or out-of-range key) on a line of its own.
+    """
+    values = apply_settings(read_yaml(path), settings)
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        known = _keys(model)
+        lines = sorted({_message(item, known) for item in error.errors()})
+        raise ValueError(
+            f"{path}" + (" with --set" if settings else "") + f" has {len(lines)} mistake(s):\n  " + "\n  ".join(lines)
+        ) from None
+
+
+def stage_arguments(description: str, default: str) -> argparse.ArgumentParser:
+    """The command line that both stages share: --config, --set and --overwrite."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path(__file__).parents[1] / "configs" / default, metavar="FILE",
+                        help=f"configuration (default: configs/{default})")
+    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", dest="settings",
+                        help="replace single keys, for instance --set train.epochs=2 run=runs/mine")
+    parser.add_argument("--overwrite", action="store_true",
+                        help="make steps anew whose output in the run folder was made with other settings")
+    return parser
+
+
+def validate_trl(arguments: dict[str, Any], trl_class: type, reserved: set[str]) -> None:
+    """Check the free `train.trl` map against a TRL configuration class before it is handed over as it is.
+
+    Raises ValueError for a name that the class does not have, or one that a key of ours already sets.
+    """
+    known = trl_class.__dataclass_fields__
+    for name in arguments:
+        if name in reserved:
+            raise ValueError(f"train.trl.{name}: set by this project's own keys; change those instead.")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"train.trl.{name}: {trl_class.__name__} has no such argument{hint}")

@@ -1,0 +1,1 @@
+"""What ships with the project: the embedded model and the invented databases with their questions."""

@@ -1,0 +1,45 @@
+"""The order of training rows, the same whatever the number of ranks."""
+
+from __future__ import annotations
+
+import random
+
+
+def global_batches(lengths: list[int], *, epochs: float, global_batch_size: int, seed: int) -> list[int]:
+    """Row indices in training order: a whole number of global batches, each sorted by length, longest first.
+
+    Rows are shuffled anew for every epoch and cut into global batches at random; only inside a batch are they sorted,
+    so that the rows of a micro-batch are of like length (little padding) while batches stay unbiased. Rows that do not
+    fill the last batch are left to the next epoch, and dropped at the very end; fewer rows than one batch are repeated.
+
+    Example: lengths [3, 1, 2, 5], global_batch_size 2, one epoch, shuffle [2, 0, 3, 1] -> [0, 2, 3, 1].
+    """
+    if not lengths:
+        raise ValueError("there is not one row to train on. See the counts of dropped rows above for the reasons.")
+    total = int(len(lengths) * epochs) // global_batch_size * global_batch_size or global_batch_size
+    drawn: list[int] = []
+    epoch = 0
+    while len(drawn) < total:
+        rows = list(range(len(lengths)))
+        random.Random(f"{seed}:{epoch}").shuffle(rows)
+        drawn += rows
+        epoch += 1
+    order = []
+    for start in range(0, total, global_batch_size):
+        order += sorted(drawn[start : start + global_batch_size], key=lambda row: (-lengths[row], row))
+    return order
+
+
+def accumulation_steps(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
+    """Gradient accumulation that makes micro-batches on all ranks add up to the global batch.
+
+    Raises ValueError where they do not divide it.
+    """
+    together = micro_batch_size * world_size
+    if global_batch_size % together:
+        raise ValueError(
+            f"train.global_batch_size {global_batch_size} is not a multiple of train.micro_batch_size "
+            f"{micro_batch_size} x {world_size} rank(s) = {together}. The global batch stays what the configuration says "
+            f"whatever the number of ranks: choose a micro batch that divides {global_batch_size} / {world_size}."
+        )
+    return global_batch_size // together

@@ -1,0 +1,165 @@
+"""The one function that renders a prompt, and the token ids that every stage trains on and samples from."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from sft.artefacts import content_hash
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+INSTRUCTION = "Answer with one SQLite query."
+# The completion of a question that the schema cannot answer.
+UNANSWERABLE = "UNANSWERABLE"
+
+_TABLE = re.compile(r"CREATE\s+TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?(\"[^\"]+\"|`[^`]+`|\[[^\]]+\]|\w+)\s*\(", re.IGNORECASE)
+_CONSTRAINT = re.compile(r"^(PRIMARY|FOREIGN|UNIQUE|CHECK|CONSTRAINT)\b", re.IGNORECASE)
+_REFERENCE = re.compile(r"FOREIGN\s+KEY\s*\(([^)]*)\)\s*REFERENCES\s+(\S+?)\s*\(([^)]*)\)", re.IGNORECASE)
+_INLINE_REFERENCE = re.compile(r"\bREFERENCES\s+(\S+?)\s*\(([^)]*)\)", re.IGNORECASE)
+_SELECT = re.compile(r"(?:^|\n|:)\s*((?:SELECT|WITH)\b.*)", re.IGNORECASE | re.DOTALL)
+_FENCE = re.compile(r"```(?:\w+\n|\s)?(.*?)(?:```|$)", re.DOTALL)
+
+
+def _split_columns(body: str) -> list[str]:
+    """Split the inside of CREATE TABLE (...) at its top-level commas: `a INT, b DEC(2, 1)` -> [`a INT`, `b DEC(2, 1)`]."""
+    parts, depth, start, quote = [], 0, 0, ""
+    for index, character in enumerate(body):
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"`":
+            quote = character
+        elif character == "(":
+            depth += 1
+        elif character == ")":
+            depth -= 1
+        elif character == "," and depth == 0:
+            parts.append(body[start:index].strip())
+            start = index + 1
+    return [part for part in [*parts, body[start:].strip()] if part]
+
+
+def _closing(text: str, opening: int) -> int:
+    """Index of the bracket that closes the one at `opening`, or the end of the text; brackets in quotes do not count."""
+    depth, quote = 0, ""
+    for index in range(opening, len(text)):
+        character = text[index]
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"`":
+            quote = character
+        elif character == "(":
+            depth += 1
+        elif character == ")":
+            depth -= 1
+            if depth == 0:
+                return index
+    return len(text)
+
+
+def compact_schema(context: str) -> str:
+    """CREATE TABLE text as `table(column, column)` lines and `a.x = b.y` links: a third of the tokens.
+
+    >>> compact_schema("CREATE TABLE a (id INT PRIMARY KEY, b_id INT, FOREIGN KEY (b_id) REFERENCES b(id))")
+    'a(id, b_id)\\na.b_id = b.id'
+    """
+    tables, links = [], []
+    for match in _TABLE.finditer(context):
+        name = match.group(1)
+        columns = []
+        for part in _split_columns(context[match.end() : _closing(context, match.end() - 1)]):
+            if reference := _REFERENCE.search(part):
+                mine, other, theirs = (text.strip() for text in reference.groups())
+                links.append(f"{name}.{mine} = {other}.{theirs}")
+            if _CONSTRAINT.match(part):
+                continue
+            column = re.match(r"\"[^\"]+\"|`[^`]+`|\[[^\]]+\]|\S+", part).group(0)
+            columns.append(column)
+            if (inline := _INLINE_REFERENCE.search(part)) and not reference:
+                links.append(f"{name}.{column} = {inline.group(1)}.{inline.group(2).strip()}")
+        tables.append(f"{name}({', '.join(columns)})")
+    return "\n".join([*tables, *links]) if tables else context
+
+
+def render(example: dict, schema_style: str) -> list[dict[str, str]]:
+    """The prompt of an example, as chat messages: the only place where a prompt is worded.
+
+    Used by SFT, sampling, DPO, evaluation and inference. `example` needs `question` and `context` (DDL), and may have
+    `evidence`. `schema_style`: `ddl` (the CREATE TABLE text as it is) or `compact` (`compact_schema`).
+    """
+    schema = compact_schema(example["context"]) if schema_style == "compact" else example["context"]
+    evidence = f"\nHint: {example['evidence']}" if example.get("evidence") else ""
+    return [
+        {"role": "system", "content": INSTRUCTION},
+        {"role": "user", "content": f"{schema}{evidence}\nQuestion: {example['question']}"},
+    ]
+
+
+def prompt_hash(tokenizer: PreTrainedTokenizerBase, schema_style: str, max_prompt_tokens: int) -> str:
+    """What identifies a prompt format: renderer, schema style, token budget and the tokenizer's chat template.
+
+    Saved with every artefact; a stage that meets another hash refuses (`check_prompt_hash`).
+    """
+    probe = {"question": "q?", "context": "CREATE TABLE a (x INT, y TEXT)", "evidence": "e"}
+    return content_hash(
+        [render(probe, schema_style), schema_style, max_prompt_tokens, tokenizer.chat_template, tokenizer.eos_token]
+    )[:16]
+
+
+def check_prompt_hash(found: str, wanted: str, where: str) -> None:
+    """Raise ValueError where an artefact was made with another prompt format than the one now in use."""
+    if found != wanted:
+        raise ValueError(
+            f"{where} was made with prompt format {found}, this run uses {wanted} (renderer, prompt.schema_style, "
+            "prompt.max_prompt_tokens or chat template differ). A model must be asked in the words it was trained on: "
+            "use the settings of that run, or make the artefact anew in another run folder."
+        )
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
+    """Token ids of a rendered prompt, up to and including the marker that opens the assistant's turn.
+
+    A chat template that refuses a system message gets its text at the head of the user's.
+    """
+    from jinja2.exceptions import TemplateError
+
+    try:
+        encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
+    except TemplateError:
+        merged = [{"role": "user", "content": "\n".join(message["content"] for message in messages)}]
+        encoded = tokenizer.apply_chat_template(merged, add_generation_prompt=True, tokenize=True)
+    return list(encoded["input_ids"])
+
+
+def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a completion, always ended by exactly one EOS.
+
+    Example: `SELECT 1` -> ids of "SELECT", " 1", then `<|im_end|>`.
+    """
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    while ids and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()
+    return [*ids, tokenizer.eos_token_id]
+
+
+def target_text(example: dict) -> str:
+    """What the model should answer: the normalised gold query, or the word for a question without an answer."""
+    return example["gold_sql"] if example["answerable"] else UNANSWERABLE
+
+
+def read_completion(completion: str) -> tuple[str | None, bool]:
+    """The query in a completion, and whether the model abstained: (sql or None, abstained).
+
+    A fenced block counts as the query; otherwise the text from the first line that starts with SELECT or WITH, or the
+    whole text where there is none (the judge then says what is wrong with it). Nothing is repaired.
+    """
+    text = completion.strip()
+    if text.rstrip(".").upper() == UNANSWERABLE:
+        return None, True
+    if fence := _FENCE.search(text):
+        text = fence.group(1).strip()
+    elif (select := _SELECT.search(text)) and not re.match(r"(SELECT|WITH)\b", text, re.IGNORECASE):
+        text = select.group(1).strip()
+    text = text.rstrip().removesuffix(";").rstrip()
+    return (text or None), False

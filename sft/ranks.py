@@ -1,0 +1,117 @@
+"""Ranks of one job: who am I, how many are we, how many threads does each get, and how do we wait for each other."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import timedelta
+
+# A rank may sample or judge for hours while the others wait at a barrier.
+WAIT = timedelta(hours=24)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prepare_environment(*, distributed: bool) -> None:
+    """Set what must stand in the environment before torch is imported.
+
+    `distributed`: give a process that was started without a launcher's rank variables the ones of a single rank, since
+    DeepSpeed otherwise looks for mpi4py.
+    """
+    # Idle OpenMP threads that spin make two ranks on the same cores collapse.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if "RANK" not in os.environ and distributed:
+        asked = int(os.environ.get("ACCELERATE_NUM_PROCESSES", "1") or 1)
+        if asked > 1:
+            raise ValueError(
+                f"{asked} processes were asked for and one was started: accelerate's CPU launcher needs mpirun for "
+                "more. Use --config_file launch/cpu-2-ranks.yaml, which starts them through torch's launcher."
+            )
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
+                          MASTER_PORT=str(port))
+
+
+def rank() -> int:
+    """This process's rank, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of ranks in the job, all machines together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_ranks() -> int:
+    """Number of ranks on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
+def is_main() -> bool:
+    """Whether this is rank 0, the one that prints and writes what there is one of."""
+    return rank() == 0
+
+
+def threads_per_rank() -> int:
+    """Threads for each rank so that all ranks of this machine together use its cores once."""
+    return max(1, cores() // local_ranks())
+
+
+def start(*, deepspeed: bool) -> None:
+    """Join the process group (where there is one) and set the thread count; call once, before any model is loaded."""
+    import torch
+
+    torch.set_num_threads(threads_per_rank())
+    if "RANK" not in os.environ:
+        return
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+    elif deepspeed:
+        # DeepSpeed's shared-memory reduction would be compiled at the first start (a minute, and a C++ compiler);
+        # gloo does the same work on the CPU.
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=WAIT)
+
+
+def device() -> str:
+    """The device that this rank's models live on: its own GPU, or the CPU."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    import torch
+
+    if torch.distributed.is_initialized() and world_size() > 1:
+        torch.distributed.barrier()
+
+
+def gather(value: object) -> list:
+    """The picklable `value` of every rank, in rank order, on every rank."""
+    import torch
+
+    if not torch.distributed.is_initialized() or world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def finish() -> None:
+    """Leave the process group, so that the launcher sees a clean end."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

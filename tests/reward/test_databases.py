@@ -1,0 +1,101 @@
+"""Generated databases: what tidy and near promise, checked on the rows themselves."""
+
+import pytest
+
+from reward.conditions import read_conditions
+from reward.databases import make_database
+from reward.queries import parse
+from reward.sandbox import Database, DatabaseError, Sandbox
+from reward.schema import read_schema, redeclare_numeric
+
+DDL = """CREATE TABLE band (id INTEGER PRIMARY KEY, name TEXT NOT NULL, town TEXT);
+CREATE TABLE album (album_id INTEGER PRIMARY KEY, band_id INT REFERENCES band(id), title TEXT, sold VARCHAR)"""
+GOLD = """SELECT b.name FROM band b JOIN album a ON b.id = a.band_id WHERE a.sold >= 500 AND b.town LIKE '%lin'
+GROUP BY b.id HAVING COUNT(*) >= 3"""
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with Sandbox() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="module")
+def schema(sandbox):
+    return read_schema(sandbox.describe(Database("ddl", "ddl", "schema", None, (DDL,))))
+
+
+@pytest.fixture(scope="module")
+def reading(schema):
+    return read_conditions(parse(GOLD), schema)
+
+
+def rows_of(database):
+    return {name: rows for name, _, rows in database.rows}
+
+
+def test_schema_as_sqlite_reads_it(schema):
+    assert list(schema.tables) == ["album", "band"] or list(schema.tables) == ["band", "album"]
+    assert schema.tables["band"].keys == [("id",)] and schema.tables["band"].labels() == ["name"]
+    assert schema.tables["album"].foreign_keys == [("band_id", "band", "id")]
+    assert schema.tables["band"].columns["name"].required
+
+
+def test_schema_that_does_not_load(sandbox):
+    with pytest.raises(DatabaseError, match="already exists"):
+        sandbox.describe(Database("twice", "twice", "schema", None, ("CREATE TABLE t (a); CREATE TABLE t (b)",)))
+    with pytest.raises(DatabaseError):
+        sandbox.describe(Database("attach", "attach", "schema", None, ("ATTACH 'stolen.db' AS s",)))
+
+
+def test_reading_finds_conditions_pools_and_groups(reading):
+    [scope] = reading.scopes
+    assert scope.tables == {"b": "band", "a": "album"}
+    assert scope.equal == [(("b", "id"), ("a", "band_id"))]
+    assert [(c.place, c.operator, c.values) for c in scope.conditions] == [
+        (("a", "sold"), ">=", [500]),
+        (("b", "town"), "like", ["%lin"]),
+    ]
+    assert scope.groups == [("b", "id")] and scope.counts == [3]
+    assert reading.numeric == {("album", "sold")}
+    assert (("band", "id"), ("album", "band_id")) in reading.shared
+
+
+def test_text_column_compared_with_a_number_is_declared_numeric(schema, reading):
+    declared = redeclare_numeric(schema, reading.numeric)
+    assert "sold NUMERIC" in " ".join(declared.ddl) and "title TEXT" in " ".join(declared.ddl)
+    assert schema.tables["album"].columns["sold"].declared == "VARCHAR"
+
+
+@pytest.mark.parametrize("seed", ["1", "2", "3", "4", "5"])
+def test_tidy_keeps_natural_constraints(schema, reading, seed):
+    rows = rows_of(make_database(schema, reading, "tidy", seed))
+    bands = [row[0] for row in rows["band"]]
+    names = [row[1] for row in rows["band"]]
+    assert len(set(bands)) == len(bands) and len(set(names)) == len(names)
+    assert {row[1] for row in rows["album"]} <= set(bands)
+    assert set(bands) - {row[1] for row in rows["album"]}, "some parent has no child"
+    assert all(cell is not None for table in rows.values() for row in table for cell in row)
+
+
+def test_near_breaks_them(schema, reading):
+    rows = rows_of(make_database(schema, reading, "near", "1"))
+    assert any(row[2] is None for row in rows["band"]) and any(row[1] is None for row in rows["album"])
+    assert all(row[1] is not None for row in rows["band"])  # NOT NULL holds
+    assert {row[1] for row in rows["album"]} - {None} - {row[0] for row in rows["band"]}, "an orphan"
+
+
+def test_same_seed_same_database(schema, reading):
+    first, again = (make_database(schema, reading, "tidy", "1") for _ in range(2))
+    assert first == again
+    assert first.key != make_database(schema, reading, "tidy", "2").key
+
+
+def test_groups_around_the_wanted_size(schema, reading, sandbox):
+    query = GOLD.replace("b.name", "COUNT(*)").replace("HAVING COUNT(*) >= 3", "")
+    sizes = set()
+    for seed in range(4):
+        database = make_database(redeclare_numeric(schema, reading.numeric), reading, "tidy", str(seed))
+        [outcome] = sandbox.run(database, [query], 100)
+        sizes |= {row[0] for row in outcome.rows}
+    assert {2, 3, 4} <= sizes

@@ -1,0 +1,211 @@
+"""The judge against cases that stand in data files: add a line there to add a case."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reward.judge import Judge, checked_task
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+CASES = read_lines(Path(__file__).parent / "cases.jsonl")
+DDL = "CREATE TABLE city (city_id VARCHAR, name VARCHAR, people VARCHAR); CREATE TABLE host (host_city VARCHAR, year INTEGER)"
+GOLD = "SELECT name FROM city WHERE people > 1000"
+
+
+@pytest.fixture(scope="module")
+def judges():
+    found = {mode: Judge(databases=mode) for mode in ("both", "given", "generated")}
+    yield found
+    for judge in found.values():
+        judge.close()
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["id"] for case in CASES])
+def test_case(case, judges, shop):
+    for mode in [case["databases"]] if "databases" in case else ["both", "given"]:
+        if mode == "given" and case.get("reason") == "near":
+            continue  # the given database is not near
+        task = {"id": case["id"], "gold": case["gold"], "candidates": [case["candidate"]], "database": shop}
+        [verdict] = judges[mode].question(task)["verdicts"]
+        assert verdict["verdict"] == case["verdict"], (mode, verdict)
+        assert verdict["reason"] == case.get("reason", verdict["reason"]), (mode, verdict)
+
+
+@pytest.mark.parametrize("mode", ["both", "given"])
+def test_rules(mode, judges, shared, make_database):
+    path = make_database((shared / "data/reward/rules_database.sql").read_text(), "rules")
+    failures = []
+    for case in read_lines(shared / "data/reward/rules.jsonl"):
+        task = {"id": case["id"], "gold": case["gold"], "candidates": [case["candidate"]], "database": path}
+        [verdict] = judges[mode].question(task)["verdicts"]
+        if case["expected"] not in ("open", verdict["verdict"]):
+            failures.append((case, verdict))
+    assert not failures
+
+
+def test_hostile_statements_cost_only_themselves(shared, make_database):
+    path = make_database((shared / "data/reward/hostile_database.sql").read_text(), "hostile")
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    gold = "SELECT name FROM t WHERE id < 5"
+    names = {"sql_error": "error", "rows_limit": "rows"}
+    judged_like_any = {"equal", "rows", "columns", "duplicates", "order", "near", "column_order"}
+    failures = []
+    with Judge(vm_step_budget=3_000_000, cpu_limit_s=1.5) as judge:
+        for case in read_lines(shared / "data/reward/hostile.jsonl"):
+            sql = case["sql"] if "sql" in case else "".join(text * count for text, count in case["build"])
+            line = judge.question({"id": case["id"], "gold": gold, "candidates": [sql, gold], "database": path})
+            hostile, harmless = line["verdicts"]
+            outcome = "ok" if hostile["reason"] in judged_like_any else names.get(hostile["reason"], hostile["reason"])
+            if outcome not in case["expect"].split("|") or harmless["verdict"] != "correct":
+                failures.append((case["id"], hostile, harmless))
+            status = Path(f"/proc/{judge.sandbox.process.pid}/status").read_text()
+            peak_kib = int(status.split("VmHWM:")[1].split()[0])
+            assert peak_kib < 256 * 1024, case
+    assert not failures
+    assert hashlib.sha256(Path(path).read_bytes()).hexdigest() == digest
+    assert sorted(file.name for file in Path(path).parent.iterdir()) == ["hostile.sqlite"]
+
+
+def test_hang_inside_one_function_is_unclear_and_leaves_the_batch(shop):
+    # printf makes the strings, instr compares them byte by byte without one VM step in between.
+    hang = "SELECT sum(instr(printf('%149000s', item), printf('%70000s', 'b') || a.sale_id)) FROM sale a, shop b, shop c, shop d"
+    gold = "SELECT name FROM shop"
+    with Judge(databases="given", cpu_limit_s=0.5) as judge:
+        line = judge.question({"id": 1, "gold": gold, "candidates": [gold, hang, gold + " WHERE 1"], "database": shop})
+        assert judge.sandbox.restarts == 2  # it was tried once more, alone
+    assert [(verdict["verdict"], verdict["reason"]) for verdict in line["verdicts"]] == [
+        ("correct", "equal"),
+        ("unclear", "timeout"),
+        ("correct", "equal"),
+    ]
+
+
+def test_worker_killed_from_outside_changes_nothing(shop):
+    gold = "SELECT name FROM shop"
+    task = {"id": 1, "gold": gold, "candidates": [gold, "SELECT city FROM shop"], "database": shop}
+    with Judge() as judge:
+        expected = judge.question(task)
+        os.kill(judge.sandbox.process.pid, signal.SIGKILL)
+        assert judge.question(task) == expected
+        assert judge.sandbox.restarts == 1
+
+
+def test_budget_in_vm_steps_decides_timeouts(shop):
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT MAX(i) FROM n"
+    with Judge(databases="given", vm_step_budget=100_000) as judge:
+        line = judge.question({"id": 1, "gold": "SELECT 1", "candidates": [endless], "database": shop})
+        assert (line["verdicts"][0]["verdict"], line["verdicts"][0]["reason"]) == ("wrong", "timeout")
+        assert judge.sandbox.restarts == 0
+
+
+def test_schema_only_question(judges):
+    candidates = [
+        GOLD,
+        "SELECT name FROM city WHERE CAST(people AS REAL) > 1000",
+        "SELECT name FROM city WHERE people >= 1000",
+        "SELECT name FROM city",
+        "SELECT city_id FROM city WHERE people > 1000",
+    ]
+    line = judges["both"].question({"id": 7, "gold": GOLD, "candidates": candidates, "context": DDL})
+    assert [verdict["verdict"] for verdict in line["verdicts"]] == ["correct", "correct", "wrong", "wrong", "wrong"]
+    assert len(line["gold"]["databases"]) == 3 and min(line["gold"]["gold_rows"]) > 0
+    trace = line["verdicts"][2]["trace"]
+    assert trace["database"].startswith("tidy") and trace["rows"] > trace["gold_rows"]
+    assert trace["gold_only"] == [] and len(trace["candidate_only"]) >= 1
+
+
+def test_verdicts_repeat_and_do_not_depend_on_company(judges):
+    candidates = [GOLD, "SELECT name FROM city WHERE people < 1000", "SELECT oops FROM city"]
+    task = {"id": 7, "gold": GOLD, "candidates": candidates, "context": DDL}
+    first = judges["both"].question(task)
+    with Judge() as judge:
+        assert judge.question({**task, "candidates": candidates[::-1]})["verdicts"] == first["verdicts"][::-1]
+    with Judge(seed=1) as judge:
+        other = judge.question(task)
+    assert other["gold"]["suite_hash"] != first["gold"]["suite_hash"]
+    assert [v["verdict"] for v in other["verdicts"]] == [v["verdict"] for v in first["verdicts"]]
+
+
+def test_identical_candidates_run_once(judges):
+    runs = []
+    judge = judges["generated"]
+    run = judge.sandbox.run
+    judge.sandbox.run = lambda database, statements, *rest, **named: runs.append(statements) or run(
+        database, statements, *rest, **named
+    )
+    try:
+        judge.question({"id": 1, "gold": GOLD, "candidates": [GOLD], "context": DDL})
+        runs.clear()
+        judge.question({"id": 1, "gold": GOLD, "candidates": ["SELECT 1", " SELECT 1;", "SELECT 1"], "context": DDL})
+    finally:
+        judge.sandbox.run = run
+    assert runs == [["SELECT 1"], [], []]
+
+
+def test_result_hash_names_the_rows(judges):
+    candidates = ["SELECT name FROM city WHERE people > 1000", "SELECT c.name FROM city c WHERE 1000 < c.people", "SELECT name FROM city"]
+    line = judges["both"].question({"id": 1, "gold": GOLD, "candidates": candidates, "context": DDL})
+    hashes = [verdict["trace"]["result_hash"] for verdict in line["verdicts"]]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_unanswerable_and_abstention(judges):
+    line = judges["both"].question({"id": 1, "gold": None, "candidates": ["SELECT 1", None], "context": DDL})
+    assert line["gold"]["status"] == "unanswerable"
+    assert [verdict["verdict"] for verdict in line["verdicts"]] == ["wrong", "correct"]
+    line = judges["both"].question({"id": 1, "gold": GOLD, "candidates": [None], "context": DDL})
+    assert (line["verdicts"][0]["verdict"], line["verdicts"][0]["reason"]) == ("wrong", "abstained")
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ([], "list"),
+        ({"id": 1, "gold": "SELECT 1"}, "candidates"),
+        ({"id": 1, "gold": 3, "candidates": []}, "gold"),
+        ({"id": 1, "gold": "SELECT 1", "candidates": "SELECT 1"}, "candidates"),
+        ({"id": 1, "gold": "SELECT 1", "candidates": []}, "neither"),
+        ({"id": 1, "gold": "SELECT 1", "candidates": [], "database": "absent.sqlite"}, "absent.sqlite"),
+    ],
+)
+def test_malformed_task(task, words):
+    with pytest.raises(ValueError, match=words):
+        checked_task(task)
+
+
+def test_two_workers_give_the_same_lines_in_order(judges):
+    tasks = [
+        {"id": number, "gold": f"SELECT name FROM city WHERE people > {number}", "candidates": [GOLD], "context": DDL}
+        for number in range(12)
+    ]
+    with Judge(workers=2) as judge:
+        assert list(judge.stream(tasks)) == list(judges["both"].stream(tasks))
+
+
+def test_command_reports_bad_lines_and_resumes(tmp_path, judges):
+    tasks = [{"id": number, "gold": GOLD, "candidates": [GOLD, "SELECT 1"], "context": DDL} for number in range(3)]
+    lines = [json.dumps(tasks[0]), "{broken", json.dumps(tasks[1]), json.dumps({"id": 9}), json.dumps(tasks[2])]
+    source, target = tmp_path / "tasks.jsonl", tmp_path / "verdicts.jsonl"
+    source.write_text("\n".join(lines) + "\n")
+    command = [sys.executable, "-m", "reward.judge", "--input", str(source), "--output", str(target)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert result.returncode == 0, result.stderr
+    assert "line 2:" in result.stderr and "line 4:" in result.stderr
+    whole = target.read_bytes()
+    assert [json.loads(line) for line in whole.splitlines()] == [judges["both"].question(task) for task in tasks]
+    target.write_bytes(whole[: len(whole) // 2])  # as a killed run leaves it
+    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert "going on after" in result.stderr
+    assert target.read_bytes() == whole
+    result = subprocess.run([*command, "--seed", "5"], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert result.returncode == 2 and "other settings" in result.stderr and target.read_bytes() == whole

@@ -1,0 +1,131 @@
+"""Splits: given by the source, read from files of their own, or cut by a hash; disjoint and stable."""
+
+import hashlib
+import json
+import sqlite3
+from collections import Counter
+from contextlib import closing
+
+import pytest
+
+from sft.splits import SPLITS, gather, identity, separate
+
+CONTEXT = "CREATE TABLE t (x INT)"
+
+
+def record(question, gold="SELECT x FROM t"):
+    return {"question": question, "context": CONTEXT, "answer": gold}
+
+
+def write(path, records):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in records))
+    return str(path)
+
+
+def bucket(text):
+    return int(hashlib.sha1(text.encode()).hexdigest(), 16) % 10
+
+
+def questions(rows):
+    return [row.example["question"] for row in rows]
+
+
+def names(count):
+    return [f"Question {number}" for number in range(count)]
+
+
+def test_missing_splits_are_cut_by_the_hash_of_the_question(tmp_path):
+    source = write(tmp_path / "rows.jsonl", [record(name) for name in names(60)])
+    rows = gather(source, None, None, {}, tmp_path, 0)
+    # By the sha1sum command: sha1("question 0") is a number that ends, in decimal, in 5.
+    dev, test = (0, 1, 13, 24, 25, 27, 29, 40, 41, 47), (6, 8, 17, 20, 22, 37, 48, 53, 56, 58)
+    assert questions(rows["dev"]) == [f"Question {number}" for number in dev]
+    assert questions(rows["test"]) == [f"Question {number}" for number in test]
+    assert sorted(questions(rows["train"] + rows["dev"] + rows["test"])) == sorted(names(60))
+    assert len(rows["train"]) == 40
+
+
+def test_case_and_space_do_not_change_the_split(tmp_path):
+    source = write(tmp_path / "rows.jsonl", [record(f"  {name.upper()} ") for name in names(60)])
+    rows = gather(source, None, None, {}, tmp_path, 0)
+    assert questions(rows["dev"]) == [name.upper() for name in names(60) if bucket(name.lower()) == 5]
+
+
+def test_only_the_missing_split_is_cut(tmp_path):
+    source = write(tmp_path / "rows.jsonl", [record(name) for name in names(60)])
+    dev = write(tmp_path / "own.jsonl", [record("My own question")])
+    rows = gather(source, dev, None, {}, tmp_path, 0)
+    assert questions(rows["dev"]) == ["My own question"]
+    assert questions(rows["test"]) == [name for name in names(60) if bucket(name.lower()) == 6]
+    assert len(rows["train"]) == 60 - len(rows["test"])
+
+
+def test_a_folder_gives_the_splits_that_it_holds(tmp_path):
+    write(tmp_path / "data" / "train.jsonl", [record(name) for name in names(60)])
+    write(tmp_path / "data" / "dev.jsonl", [record("D")])
+    rows = gather(str(tmp_path / "data"), None, None, {}, tmp_path, 0)
+    assert questions(rows["dev"]) == ["D"] and rows["dev"][0].example["example_id"] == "dev-1"
+    assert questions(rows["test"]) == [name for name in names(60) if bucket(name.lower()) == 6]
+
+
+def test_spider_is_cut_by_database(tmp_path):
+    (tmp_path / "database").mkdir()
+    databases = [f"world_{number}" for number in range(40)]
+    for name in databases:
+        with closing(sqlite3.connect(tmp_path / "database" / f"{name}.sqlite")) as connection:
+            connection.execute("CREATE TABLE t (x INT)")
+    asked = [(name, f"{kind} of {name}?") for name in databases for kind in ("sum", "mean", "mode")]
+    records = [{"db_id": name, "question": question, "query": "SELECT x FROM t"} for name, question in asked]
+    write(tmp_path / "train.jsonl", records)
+    rows = gather(str(tmp_path), None, None, {}, tmp_path, 0)
+    found = {split: {row.example["database"] for row in rows[split]} for split in SPLITS}
+    assert found["train"].isdisjoint(found["dev"] | found["test"]) and found["dev"].isdisjoint(found["test"])
+    wanted = {str(tmp_path / "database" / f"{name}.sqlite") for name in databases if bucket(name) == 5}
+    assert found["dev"] == wanted and len(rows["dev"]) == 3 * len(wanted) > 0
+
+
+def test_ids_stay_apart_where_files_share_a_name(tmp_path):
+    source = write(tmp_path / "a" / "rows.jsonl", [record(name) for name in names(60)])
+    dev = write(tmp_path / "b" / "rows.jsonl", [record("D")])
+    rows = gather(source, dev, None, {}, tmp_path, 0)
+    assert rows["dev"][0].example["example_id"] == "dev-rows-1"
+    ids = [row.example["example_id"] for split in SPLITS for row in rows[split]]
+    assert len(ids) == len(set(ids)) == 61
+
+
+def test_errors_of_gather(tmp_path):
+    source = write(tmp_path / "data" / "train.jsonl", [record(name) for name in names(60)])
+    with pytest.raises(ValueError, match="is named as train and as dev data.*leave data.dev empty"):
+        gather(source, str(tmp_path / "data" / ".." / "data" / "train.jsonl"), None, {}, tmp_path, 0)
+    with pytest.raises(ValueError, match="data has no dev rows. A folder needs dev with the ending .*in data.dev"):
+        gather(source, str(tmp_path / "data"), None, {}, tmp_path, 0)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty has no train rows. A folder needs train_spider or train_others"):
+        gather(str(tmp_path / "empty"), None, None, {}, tmp_path, 0)
+
+
+def test_separate_drops_duplicates_and_questions_of_other_splits(tmp_path):
+    train = [
+        record("one"), record("one"), record("one", "SELECT 1"), record("TWO "), record("three"), record(None, "x")
+    ]  # fmt: skip
+    source = write(tmp_path / "train.jsonl", train)
+    dev = write(tmp_path / "dev.jsonl", [record("two"), record("Three"), record("two")])
+    test = write(tmp_path / "test.jsonl", [record("three"), record(None, "x")])
+    dropped = {split: Counter() for split in SPLITS}
+    rows = separate(gather(source, dev, test, {}, tmp_path, 0), dropped)
+    assert [row.number for row in rows["train"]] == [1, 3, 6]  # 3 has another gold; 6 has no question: for quarantine
+    assert (questions(rows["dev"]), questions(rows["test"])) == (["two"], ["three", None])
+    assert dropped["train"] == {"duplicate": 1, "question of another split": 2}
+    assert dropped["dev"] == {"duplicate": 1, "question of another split": 1}
+    assert dropped["test"] == {}
+
+
+def test_identity_changes_with_content_only(tmp_path):
+    source = write(tmp_path / "a" / "rows.jsonl", [record("one")])
+    before = identity(source, None, None)
+    assert before["dev"] is before["test"] is None and list(before["source"]["train"]) == ["rows.jsonl"]
+    assert identity(write(tmp_path / "b" / "rows.jsonl", [record("one")]), None, None) == before
+    assert identity(write(tmp_path / "b" / "rows.jsonl", [record("two")]), None, None) != before
+    assert identity("b-mc2/sql-create-context", None, None)["source"] == "b-mc2/sql-create-context"
+    assert identity("embedded", source, None)["dev"] == before["source"]["train"]
