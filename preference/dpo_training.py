@@ -21,12 +21,17 @@ if TYPE_CHECKING:
 # The names of trl's arguments that keys of ours already set.
 RESERVED = {"output_dir", "max_steps", "num_train_epochs", "learning_rate", "warmup_steps", "beta", "loss_type",
             "loss_weights", "label_smoothing", "per_device_train_batch_size", "gradient_accumulation_steps",
-            "gradient_checkpointing", "seed", "bf16", "fp16", "max_length", "save_strategy", "save_steps", "deepspeed",
-            "train_sampling_strategy"}
+            "gradient_checkpointing", "seed", "bf16", "fp16", "use_cpu", "max_length", "save_strategy", "save_steps",
+            "deepspeed", "train_sampling_strategy"}
 
 
 def zero_settings(stage: int, offload: str) -> tuple[int, str]:
     """The ZeRO stage and offload device to use: those of accelerate's launch configuration where it names a stage."""
+    # accelerate would refuse our DeepSpeed configuration beside fields of its own, although it has just been handed over.
+    os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
+    if file := os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"):
+        raise ValueError(f"the launch configuration names the DeepSpeed file {file}, which is not read. Allowed are "
+                         "zero_stage and the offload devices under deepspeed_config, as in launch/gpus-zero3.yaml.")
     if os.environ.pop("ACCELERATE_USE_DEEPSPEED", "false") == "true" and "ACCELERATE_DEEPSPEED_ZERO_STAGE" in os.environ:
         stage = int(os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"])
         devices = {os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"),
@@ -72,8 +77,10 @@ def tokenized_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[dict], *, ma
         prompt = prompt_ids(tokenizer, pair["prompt"])
         sides = {f"{side}_ids": completion_ids(tokenizer, pair[side][-1]["content"]) for side in ("chosen", "rejected")}
         if len(prompt) + max(map(len, sides.values())) <= max_length:
-            rows.append({"prompt_ids": prompt, **sides, "sft_chosen_logps": pair.get("chosen_logp_sum"),
-                         "sft_rejected_logps": pair.get("rejected_logp_sum")})
+            # A text that encodes to other tokens than were sampled has another log-probability than theirs.
+            logps = {f"sft_{side}_logps": pair.get(f"{side}_logp_sum") if pair.get(f"{side}_canonical") else None
+                     for side in ("chosen", "rejected")}
+            rows.append({"prompt_ids": prompt, **sides, **logps})
     dropped = len(pairs) - len(rows)
     if ranks.is_main():
         print(f"pairs: {len(pairs)} read, {len(rows)} kept, {dropped} dropped as longer than {max_length} tokens")
@@ -116,18 +123,31 @@ class ExecutionDPOTrainer(DPOTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         sampled = inputs.pop("sft_logps")
+        first = self.start is None and self.state.global_step == 0
+        policy = self._policy_logps(inputs) if first else None
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self.start is None and self.state.global_step == 0:
-            self.start = self._check_start(sampled)
+        if first:
+            self.start = self._check_start(policy, sampled)
         return loss
 
-    def _check_start(self, sampled) -> dict:
-        """Compare the first micro-batch (all ranks) with ln 2 and with the sampler's log-probabilities."""
+    def _policy_logps(self, inputs):
+        """The policy's log-probability of each completion, [2 x batch] in nats; trl's metrics give means only."""
+        import torch
+
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        with torch.no_grad():
+            outputs = self.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=labels,
+                                 use_cache=False, fused_lm_head=True)
+        return outputs.log_probs.sum(dim=1)
+
+    def _check_start(self, policy, sampled) -> dict:
+        """Compare the first micro-batch (all ranks) with ln 2 and with the sampler's log-probabilities (nan: unknown)."""
         metrics = {name: values[-1] for name, values in self._metrics["train"].items()}
         loss = math.log1p(math.exp(-metrics["rewards/margins"]))
-        policy = (metrics["logps/chosen"] + metrics["logps/rejected"]) / 2
-        sft = self.accelerator.gather(sampled).mean().item()
-        known = not math.isnan(sft)
+        policy, sampled = self.accelerator.gather(policy.float()), self.accelerator.gather(sampled.float())
+        known = bool((~sampled.isnan()).any())
+        policy = (policy[~sampled.isnan()] if known else policy).mean().item()
+        sft = sampled.nanmean().item()
         found = {"sigmoid_loss": loss, "policy_logps": policy, "sft_logps": sft if known else None}
         exact = self.args.bf16 is False
         # bf16 rounds a completion's log-probability by some tenths of a nat, more for longer ones.
@@ -203,6 +223,8 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
         "gradient_accumulation_steps": accumulation_steps(global_batch_size, micro_batch_size, ranks.world_size()),
         "gradient_checkpointing": gradient_checkpointing, "bf16": bf16, "seed": seed, "max_length": None,
         "train_sampling_strategy": "sequential", "save_strategy": "steps", "save_steps": save_steps,
+        # Without DeepSpeed, ranks on the CPU would each train a model of their own; with it, use_cpu goes round it.
+        "use_cpu": stage == 0 and ranks.device() == "cpu",
         "save_total_limit": 1, "logging_steps": max(1, steps // 25), "report_to": "tensorboard", "dataloader_pin_memory": False,
         "deepspeed": deepspeed_configuration(stage=stage, offload=offload, bf16=bf16,
                                              global_batch_size=global_batch_size, micro_batch_size=micro_batch_size),

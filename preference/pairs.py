@@ -14,7 +14,7 @@ from sft.prompt import render
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _SIDE = {"sql": pa.string(), "verdict": pa.string(), "reason": pa.string(), "trace": pa.string(),
-         "result_hash": pa.string(), "logp_sum": pa.float64(), "sample_index": pa.int64()}
+         "result_hash": pa.string(), "logp_sum": pa.float64(), "canonical": pa.bool_(), "sample_index": pa.int64()}
 # TRL's conversational preference format first; every further column is evidence, which plain TRL ignores.
 PAIRS_SCHEMA = pa.schema([
     ("pair_id", pa.string()), ("prompt", MESSAGES), ("chosen", MESSAGES), ("rejected", MESSAGES),
@@ -121,7 +121,7 @@ def _pair(example: dict, prompt: list[dict], chosen: dict, rejected: dict, *, st
     }
     row["pair_id"] = content_hash(row)[:16]
     for side, sample in (("chosen", chosen), ("rejected", rejected)):
-        row |= {f"{side}_{name}": sample[name] for name in _SIDE}
+        row |= {f"{side}_{name}": sample.get(name) for name in _SIDE}
     row |= {name: example[name] for name in ("example_id", "source", "question", "context", "database", "gold_sql", "kind")}
     row |= {name: chosen[name] for name in ("suite_hash", "kill_score", "round", "checkpoint_hash", "prompt_hash")}
     return row | {"gold_fallback": False, "strategy": strategy, "weight": 1.0, "margin": 0.0, "seed": seed,

@@ -13,14 +13,14 @@ from reward.queries import canonical_sql
 from sft import ranks
 from sft.artefacts import join_shards, make_in_shards, mark_complete, read_parquet
 from sft.evaluation import judge_tasks
-from sft.prompt import prompt_ids, read_completion, render
+from sft.prompt import completion_ids, prompt_ids, read_completion, render
 from sft.sampler import generate
 
 CANDIDATES_SCHEMA = pa.schema([
     ("example_id", pa.string()), ("sample_index", pa.int64()), ("round", pa.int64()), ("completion", pa.string()),
     ("sql", pa.string()), ("abstained", pa.bool_()), ("token_count", pa.int64()), ("logp_sum", pa.float64()),
-    ("ended_with_eos", pa.bool_()), ("temperature", pa.float64()), ("top_k", pa.int64()), ("top_p", pa.float64()),
-    ("seed", pa.int64()), ("checkpoint_hash", pa.string()), ("prompt_hash", pa.string()),
+    ("ended_with_eos", pa.bool_()), ("canonical", pa.bool_()), ("temperature", pa.float64()),
+    ("top_k", pa.int64()), ("top_p", pa.float64()), ("seed", pa.int64()), ("checkpoint_hash", pa.string()), ("prompt_hash", pa.string()),
 ])
 VERDICTS_SCHEMA = pa.schema([
     ("example_id", pa.string()), ("canonical_sql", pa.string()), ("verdict", pa.string()), ("reason", pa.string()),
@@ -45,9 +45,12 @@ def sample(target: Path, inputs: dict, examples: list[dict], model, tokenizer, *
         for example, completions in zip(shard, found, strict=True):
             for index, completion in enumerate(completions):
                 sql, abstained = read_completion(completion.text)
+                # Whether the text encodes to the very tokens that were sampled: only then is logp_sum that of the text.
+                canonical = completion_ids(tokenizer, completion.text)[:-1] == list(completion.token_ids)
                 rows.append({"example_id": example["example_id"], "sample_index": index, "completion": completion.text,
                              "sql": sql, "abstained": abstained, "token_count": completion.token_count,
-                             "logp_sum": completion.logp_sum, "ended_with_eos": completion.ended_with_eos, **fixed})
+                             "logp_sum": completion.logp_sum, "ended_with_eos": completion.ended_with_eos,
+                             "canonical": canonical, **fixed})
         return rows
 
     make_in_shards(target, examples, shard_size, CANDIDATES_SCHEMA, make, part=ranks.rank(), parts=ranks.world_size())

@@ -1,4 +1,5 @@
-"""Audits gold before anything trains on it: it parses, its schema loads, it is one SELECT, runs, has rows and is stable.
+"""Audits gold before anything trains on it: it parses, its schema loads, it is one SELECT, runs, has rows and is
+stable.
 
     python -m reward.audit --input rows.jsonl --output audit.jsonl [--workers N] [--seed S]
 """
@@ -13,12 +14,12 @@ from reward.queries import parse, query_kinds
 def audit(examples: Iterable[dict], workers: int = 1, seed: int = 0, progress: bool = True) -> Iterator[dict]:
     """One line for each example, in order: `{"status", "reason", "detail", "gold_sql", "kinds"}`.
 
-    An example has `gold` (or `answer`; null: unanswerable) and `database` (a file) or `context` (CREATE TABLE text). `status` is ok,
-    gold_bad or unanswerable; `reason` of gold_bad: parse, schema, not_select, sql_error, empty, unstable, timeout, memory,
-    rows_limit. `gold_sql` is gold with its double-quoted literals in single quotes, null unless ok. With a database file, gold
-    must have rows there; else on a generated database.
+    An example has `gold` (or `answer`; null: unanswerable) and `database` (a file) or `context` (CREATE TABLE text).
+    `status` is ok, gold_bad or unanswerable; `reason` of gold_bad: parse, schema, not_select, sql_error, empty,
+    unstable, timeout, memory, rows_limit. `gold_sql` is gold with its double-quoted literals in single quotes, null
+    unless ok. With a database file, gold must have rows there; else on a generated database.
     """
-    arguments = {"databases": "given", "seed": seed}
+    arguments = {"databases": "given", "seed": seed, "mutants": 0}
     if workers > 1:
         yield from with_progress(map_in_processes("audit", arguments, examples, workers), examples, "audit", progress)
         return

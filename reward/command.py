@@ -98,7 +98,7 @@ def _run(
         for line in answer(questions[done:]):
             output.write(json.dumps(line) + "\n")
             output.flush()
-    print(f"{len(questions) + bad} lines read, {bad} bad, {len(questions)} answered in {options.output}", file=sys.stderr)
+    print(f"{len(questions) + bad} lines read, {bad} bad; {len(questions)} are in {options.output}", file=sys.stderr)
 
 
 def _read_lines(path: Path, read: Callable[[dict], dict]) -> tuple[list[dict], int]:

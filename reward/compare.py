@@ -1,4 +1,6 @@
-"""Compares a candidate's rows with gold's answer: bags of rows, order by tie groups, cuts through ties, numbers by value."""
+"""Compares a candidate's rows with gold's answer: bags of rows, order by tie groups, cuts through ties, numbers by
+value.
+"""
 
 import math
 from collections import Counter
@@ -13,12 +15,12 @@ _MAX_PERMUTED_COLUMNS = 6
 class Denotation(NamedTuple):
     """Gold's answer on one database, as the set of row lists that equal it.
 
-    `groups`: rows that may change places, in the order in which the groups must come; one group where order does not count.
-    `start`, `stop`: the window that LIMIT and OFFSET cut out of the concatenated groups. `certain` is False where the sort keys
-    could not be told and each row stands in a group of its own.
+    `groups`: rows that may change places, in the order in which the groups must come; one group where order does not
+    count. `start`, `stop`: the window that LIMIT and OFFSET cut out of the concatenated groups. `certain` is False
+    where the sort keys could not be told and each row stands in a group of its own.
 
-    Example: ages 25, 25, 30 under `ORDER BY age LIMIT 1` are groups [[bob], [dan]] merged to [[bob, dan], [ann]], start 0,
-    stop 1: the answers `bob` and `dan` both equal it.
+    Example: ages 25, 25, 30 under `ORDER BY age LIMIT 1` are groups [[bob], [dan]] merged to [[bob, dan], [ann]],
+    start 0, stop 1: the answers `bob` and `dan` both equal it.
     """
 
     column_count: int

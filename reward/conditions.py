@@ -26,10 +26,11 @@ class Condition:
 
 @dataclass
 class Scope:
-    """One SELECT: its tables by alias, its conditions joined by AND, its equal places, its groups and their wanted sizes.
+    """One SELECT: its tables by alias, its conditions joined by AND, its equal places, its groups and their wanted
+    sizes.
 
-    `links`: places whose value must be among those of a subquery, which is named by its index among the scopes; `output`: the
-    place of the column that an outer query links to.
+    `links`: places whose value must be among those of a subquery, which is named by its index among the scopes;
+    `output`: the place of the column that an outer query links to.
     """
 
     tables: dict[str, str] = field(default_factory=dict)
@@ -43,10 +44,13 @@ class Scope:
 
 @dataclass
 class Reading:
-    """All that the databases are made from: scopes, literals by column, pairs of columns that share values, numeric columns.
+    """All that the databases are made from: scopes, literals by column, pairs of columns that share values, numeric
+    columns.
 
-    `grouped`: columns of GROUP BY. `single`: values that one row may have, because gold takes the subquery `WHERE column = value` for
-    one value and SQLite would take whichever row comes first.
+    `grouped`: columns of GROUP BY. `determining`: columns that must settle others of their table because gold groups
+    by them and shows the others bare; `keys`: those of them that must be unique, because the group is made by a join.
+    `single`: values that one row may have, because gold takes the subquery `WHERE column = value` for one value and
+    SQLite would take whichever row comes first.
     """
 
     scopes: list[Scope] = field(default_factory=list)
@@ -54,6 +58,8 @@ class Reading:
     shared: list[tuple[ColumnKey, ColumnKey]] = field(default_factory=list)
     numeric: set[ColumnKey] = field(default_factory=set)
     grouped: set[ColumnKey] = field(default_factory=set)
+    determining: dict[ColumnKey, set[str]] = field(default_factory=dict)
+    keys: set[ColumnKey] = field(default_factory=set)
     single: list[tuple[ColumnKey, object]] = field(default_factory=list)
 
 
@@ -91,7 +97,9 @@ class _Reader:
         return {item.alias_or_name.lower(): item for item in items}
 
     def place(self, column: exp.Expression | None) -> tuple[exp.Select, Place, str] | None:
-        """(SELECT that binds the column, its place there, its table), or None where it is no column of a stored table."""
+        """(SELECT that binds the column, its place there, its table), or None where it is no column of a stored
+        table.
+        """
         if not isinstance(column, exp.Column):
             return None
         name, qualifier = column.name.lower(), column.table.lower()
@@ -156,6 +164,8 @@ class _Reader:
             if found and found[0] is select:
                 scope.groups.append(found[1])
                 self.reading.grouped.add((found[2], found[1][1]))
+        if scope.groups:
+            self.read_dependencies(select, scope)
         if select.args.get("having"):
             for part in _conjuncts(select.args["having"].this):
                 value = literal_value(part.args.get("expression"))
@@ -169,6 +179,22 @@ class _Reader:
             if key:
                 self.reading.numeric.add(key)
         return scope
+
+    def read_dependencies(self, select: exp.Select, scope: Scope) -> None:
+        """Columns shown bare beside GROUP BY have one value a group only if a column of their table settles them."""
+        settled = set(scope.groups)
+        for _ in scope.equal:
+            settled |= {place for pair in scope.equal if settled & set(pair) for place in pair}
+        for expression in select.expressions:
+            found = self.place(expression.unalias())
+            if not found or found[0] is not select or found[1] in settled:
+                continue
+            for alias, column in sorted(settled):
+                if alias == found[1][0]:
+                    key = (found[2], column)
+                    self.reading.determining.setdefault(key, set()).add(found[1][1])
+                    if len(scope.tables) > 1:
+                        self.reading.keys.add(key)
 
     def remember(self, key: ColumnKey | None, values: list) -> None:
         if key is None:
@@ -213,7 +239,7 @@ class _Reader:
             self.remember(self.key(inner), values)
         found = self.place(column)
         if found and found[0] is select:
-            scope.conditions.append(Condition(found[1], _NEGATED.get(operator, "not null") if negated else operator, values))
+            scope.conditions.append(Condition(found[1], _NEGATED[operator] if negated else operator, values))
         return None
 
     def relate(self, left, right, operator: str, select: exp.Select, scope: Scope, negated: bool) -> None:

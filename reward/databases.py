@@ -1,8 +1,8 @@
 """Small generated databases that tell a right query from a nearly right one, made from gold's own conditions.
 
-Tidy databases keep the natural constraints (no NULLs, valid foreign keys, unique keys and labels); near ones break them. Both
-hold gold's literals, near misses, random values, and for each SELECT rows that satisfy it or break one condition alone.
-Everything follows from (schema, reading, tier, seed).
+Tidy databases keep the natural constraints (no NULLs, valid foreign keys, unique keys and labels); near ones break
+them. Both hold gold's literals, near misses, random values, and for each SELECT rows that satisfy it or break one
+condition alone. Everything follows from (schema, reading, tier, seed).
 """
 
 import hashlib
@@ -33,7 +33,7 @@ def make_database(schema: Schema, reading: Reading, tier: str, seed: str, unique
     )
     ddl = tuple(schema.ddl)
     key = hashlib.sha256(marshal.dumps((ddl, packed), 2)).hexdigest()[:20]
-    return Database(key, f"{tier}:{seed.rsplit('/', 1)[-1]}", tier, None, ddl, packed)
+    return Database(key, seed.rsplit("/", 1)[-1], tier, None, ddl, packed)
 
 
 class _Filler:
@@ -81,6 +81,7 @@ class _Filler:
         for name, table in self.schema.tables.items():
             self._make_unique(name, table)
         for name, table in self.schema.tables.items():
+            self._settle_dependents(name)
             if self.near:
                 self._add_orphans(name)
                 self._add_nulls(name, table)
@@ -97,10 +98,12 @@ class _Filler:
                 parents[(name, child)] = (parent, target)
         for pair in self.reading.shared:
             for child, parent in (pair, pair[::-1]):
-                target, source = self.schema.tables[parent[0]], self.schema.tables[child[0]]
-                if target.is_key(parent[1]) and not source.is_key(child[1]) and child[0] != parent[0]:
+                if self._is_key(parent) and not self._is_key(child) and child[0] != parent[0]:
                     parents.setdefault(child, parent)
         return parents
+
+    def _is_key(self, key: ColumnKey) -> bool:
+        return key in self.reading.keys or self.schema.tables[key[0]].is_key(key[1])
 
     def _make_pools(self) -> dict[ColumnKey, list]:
         """One pool of values for all columns that gold or a foreign key ties together."""
@@ -124,7 +127,7 @@ class _Filler:
             samples = [value for key in keys for value in self.schema.column(key).samples]
             if samples:
                 pool += self.rng.sample(samples, min(8, len(samples)))
-            keyed = any(self.schema.tables[table].is_key(column) for table, column in keys)
+            keyed = any(self._is_key(key) for key in keys)
             numeric = any(key in self.reading.numeric for key in keys)
             wanted = 12 if keyed else 5
             while len(pool) < wanted or (not samples and wanted and len(pool) < wanted + 3 and self.rng.random() < 0.7):
@@ -146,7 +149,9 @@ class _Filler:
             return random_value(column, key in self.reading.numeric, self.rng)
         return pool[min(int(self.rng.random() ** 1.3 * len(pool)), len(pool) - 1)]
 
-    def _witness(self, scope: Scope, broken: int | None, shared: dict[Place, object] | None = None) -> dict[Place, object]:
+    def _witness(
+        self, scope: Scope, broken: int | None, shared: dict[Place, object] | None = None
+    ) -> dict[Place, object]:
         """Adds one row a table that together satisfy all conditions, or all but the one with the index `broken`."""
         values = {place: self.outputs[index] for place, index in scope.links if index in self.outputs} | (shared or {})
         groups: dict[Place, Place] = {}
@@ -165,7 +170,7 @@ class _Filler:
                 chosen.setdefault(leader, values[place])
             if leader not in chosen:
                 keyed = any(
-                    self.schema.tables[scope.tables[alias]].is_key(column)
+                    self._is_key((scope.tables[alias], column))
                     for alias, column in places
                     if self._group(groups, (alias, column)) == leader
                 )
@@ -224,15 +229,15 @@ class _Filler:
     def _many_side(self, scope: Scope) -> list[str]:
         """The aliases of which a group can hold several rows: not joined or grouped by their own key."""
         joined = {place for pair in scope.equal for place in pair} | set(scope.groups)
-        unique = {alias for alias, column in joined if self.schema.tables[scope.tables[alias]].is_key(column)}
+        unique = {alias for alias, column in joined if self._is_key((scope.tables[alias], column))}
         return [alias for alias in scope.tables if alias not in unique][:1]
 
     def _make_unique(self, name: str, table: Table) -> None:
         """Declared keys are unique in every tier; inferred keys and labels in tidy databases."""
         single = [key[0] for key in table.keys if len(key) == 1]
+        single += sorted(column for owner, column in self.reading.keys if owner == name)
         if not self.near:
-            inferred = table.inferred_key()
-            single += [inferred] if inferred and inferred in table.columns else []
+            single += [inferred] if (inferred := table.inferred_key()) else []
             single += table.labels() if self.unique_labels else []
         for column in dict.fromkeys(single):
             taken: set = set()
@@ -252,6 +257,17 @@ class _Filler:
                 seen.add(values)
             self.rows[name] = kept
 
+    def _settle_dependents(self, name: str) -> None:
+        """Rows of one table that agree in a determining column agree in what it settles."""
+        for (owner, column), dependents in self.reading.determining.items():
+            firsts: dict[object, Row] = {}
+            for row in self.rows[name] if owner == name else ():
+                first = firsts.setdefault(row[column], row)
+                row.update((dependent, first[dependent]) for dependent in dependents - set(self._unique_columns(name)))
+
+    def _unique_columns(self, name: str) -> list[str]:
+        return [column for column in self.schema.tables[name].columns if (column,) in self.schema.tables[name].keys]
+
     def _repair_foreign_keys(self, name: str, table: Table) -> None:
         """Children point at parents that exist, and some parents have no child."""
         for (child_table, child), (parent, target) in self.parents.items():
@@ -266,13 +282,15 @@ class _Filler:
     def _add_orphans(self, name: str) -> None:
         """One row a foreign key points at no parent, unless the column is a key itself."""
         for (child_table, child), (parent, target) in self.parents.items():
-            if child_table == name and self.rows[name] and not self.schema.tables[name].is_key(child):
+            if child_table == name and self.rows[name] and not self._is_key((name, child)):
                 existing = {row[target] for row in self.rows[parent]}
                 row = self.rng.choice(self.rows[name])
                 row[child] = fresh_value(existing, row[child], self.rng)
 
     def _add_nulls(self, name: str, table: Table) -> None:
         keys = {column for key in table.keys for column in key}
+        for (owner, column), dependents in self.reading.determining.items():
+            keys |= {column, *dependents} if owner == name else set()
         for column, declared in table.columns.items():
             if column in keys or declared.required:
                 continue

@@ -1,4 +1,4 @@
-"""The text gate before the worker: lets one statement through that may be a SELECT, and names why another is stopped."""
+"""The text gate before the worker: lets one statement through that may be a SELECT, and says why others stop here."""
 
 from typing import NamedTuple
 

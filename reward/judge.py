@@ -1,25 +1,24 @@
-"""Judges SQL candidates against gold by running both: correct, wrong or unclear, each with a reason and a small trace.
+r"""Judges SQL candidates against gold by running both: correct, wrong or unclear, each with a reason and a small trace.
 
-    python -m reward.judge --input tasks.jsonl --output verdicts.jsonl [--databases given|generated|both] [--workers N] [--seed S]
+    python -m reward.judge --input tasks.jsonl --output verdicts.jsonl \
+        [--databases given|generated|both] [--workers N] [--seed S]
 """
 
 import hashlib
-import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from reward.compare import Denotation, column_orders, compare, unmatched
+from reward.compare import column_orders, compare
 from reward.gate import MAX_SQL_CHARACTERS, gate
 from reward.queries import is_volatile, quoted_value_as_string, unknown_quoted_name
 from reward.sandbox import Outcome, Sandbox
 from reward.suite import Member, Suite, SuiteBuilder
+from reward.trace import first_differences, result_bytes
 
 DATABASES = ("both", "given", "generated")
 _CACHED_SUITES = 256
-_TRACE_ROWS = 3
-_TRACE_CELL_CHARACTERS = 80
 _MAX_QUOTED_NAMES = 20
 
 
@@ -38,10 +37,12 @@ class _Candidate:
 class Judge:
     """Judges the candidates of questions; use it as a context manager, because it holds a worker process.
 
-    databases: `both` judges a question with a database file on it and on generated neighbours, `given` on the file alone,
-    `generated` never on it; a question with only CREATE TABLE text is always judged on generated ones. `tidy` and `near` are their
-    numbers, `attempts` how many are tried for each. Limits: a statement over vm_step_budget steps of SQLite's virtual machine, over
-    heap_limit_mib, or with more than row_limit rows or byte_limit_mib of cells is `wrong`; cpu_limit_s and wall_limit_s only end a
+    databases: `both` judges a question with a database file on it and on generated neighbours, `given` on the file
+    alone, `generated` never on it; a question with only CREATE TABLE text is always judged on generated ones. `tidy`
+    and `near` are their numbers, `attempts` how many are tried for each. Those are kept that tell most of up to
+    `mutants` edits of gold apart; gold of whose edits a smaller share than `min_kill_score` (0 to 1) is told apart is
+    `gold_bad`. Limits: a statement over vm_step_budget steps of SQLite's virtual machine, over heap_limit_mib, or
+    with more than row_limit rows or byte_limit_mib of cells is `wrong`; cpu_limit_s and wall_limit_s only end a
     worker that hangs inside one function, which makes `unclear`. Verdicts follow from (task, seed, limits) alone.
     """
 
@@ -54,6 +55,8 @@ class Judge:
         tidy: int = 2,
         near: int = 1,
         attempts: int = 8,
+        mutants: int = 24,
+        min_kill_score: float = 0.5,
         vm_step_budget: int = 20_000_000,
         heap_limit_mib: int = 96,
         row_limit: int = 100_000,
@@ -74,7 +77,15 @@ class Judge:
             "cpu_limit_s": cpu_limit_s,
             "wall_limit_s": wall_limit_s,
         }
-        suite = {"databases": databases, "seed": seed, "tidy": tidy, "near": near, "attempts": attempts}
+        suite = {
+            "databases": databases,
+            "seed": seed,
+            "tidy": tidy,
+            "near": near,
+            "attempts": attempts,
+            "mutants": mutants,
+            "min_kill_score": min_kill_score,
+        }
         self.arguments = {**suite, **limits, "max_sql_characters": max_sql_characters}
         self.workers = workers
         self.max_sql_characters = max_sql_characters
@@ -93,7 +104,9 @@ class Judge:
         self.sandbox.close()
 
     def stream(self, tasks: Iterable[dict], progress: bool = False) -> Iterator[dict]:
-        """Verdict lines of many tasks in their order, over `workers` processes. Raises ValueError at a malformed task."""
+        """Verdict lines of many tasks in their order, over `workers` processes. Raises ValueError at a malformed
+        task.
+        """
         from reward.pool import map_in_processes, with_progress
 
         if self.workers == 1:
@@ -103,7 +116,8 @@ class Judge:
         yield from with_progress(lines, tasks, "judge", progress)
 
     def question(self, task: dict) -> dict:
-        """The verdict line of one task line: `{"id", "gold": {...}, "verdicts": [{"verdict", "reason", "trace"}, ...]}`.
+        """The verdict line of one task line: `{"id", "gold": {...}, "verdicts": [{"verdict", "reason", "trace"},
+        ...]}`.
 
         A candidate of None is an abstention. Raises ValueError where the task is malformed.
         """
@@ -161,7 +175,9 @@ class Judge:
         return [dict(entry.verdict, trace=dict(entry.verdict["trace"])) for entry in entries]
 
     def _run(self, member: Member, active: list[_Candidate]) -> list[Outcome]:
-        """Runs candidates on one database; a double-quoted name that is no column becomes a string where it is a value."""
+        """Runs candidates on one database; a double-quoted name that is no column becomes a string where it is a
+        value.
+        """
         # Past gold's rows a few are enough to show and to name the difference; the worker counts on to its limit.
         keep_rows = 2 * member.denotation.row_count + 100
         outcomes = self.sandbox.run(member.database, [entry.sql for entry in active], keep_rows)
@@ -179,7 +195,7 @@ class Judge:
 def checked_task(task: dict) -> dict:
     """The task itself. Raises ValueError, in three parts, where it is not as `reward.judge` reads it."""
     if not isinstance(task, dict):
-        raise ValueError(f"a task is a {type(task).__name__}; allowed is an object with id, gold, candidates; write one a line")
+        raise ValueError(f"a task is a {type(task).__name__}; allowed is an object; write one a line")
     missing = [key for key in ("id", "gold", "candidates") if key not in task]
     if missing:
         raise ValueError(f"the task lacks {', '.join(missing)}; id, gold and candidates are needed; add them")
@@ -188,14 +204,16 @@ def checked_task(task: dict) -> dict:
         raise ValueError(f"gold of task {name!r} is {task['gold']!r:.60}; allowed is SQL text or null; correct it")
     candidates = task["candidates"]
     if not isinstance(candidates, list) or not all(sql is None or isinstance(sql, str) for sql in candidates):
-        raise ValueError(f"candidates of task {name!r} are no list of SQL texts; allowed are texts and null; correct them")
+        raise ValueError(
+            f"candidates of task {name!r} are not a list of texts; texts and null are allowed; correct them"
+        )
     database, context = task.get("database"), task.get("context")
     if task["gold"] is None:
         return task
     if database is None and not isinstance(context, str):
-        raise ValueError(f"task {name!r} has neither database nor context; one is needed; add a path or CREATE TABLE text")
+        raise ValueError(f"task {name!r} has neither database nor context; one is needed; add a path or DDL")
     if database is not None and not (isinstance(database, str) and os.path.isfile(database)):
-        raise ValueError(f"database of task {name!r} is {database!r}, no file; allowed is a SQLite file; correct the path")
+        raise ValueError(f"database of task {name!r} is {database!r}; allowed is a SQLite file; correct the path")
     return task
 
 
@@ -217,7 +235,7 @@ def _weigh(entry: _Candidate, outcome: Outcome, member: Member, gold_empty: bool
         entry.verdict = _verdict("wrong", outcome.status, {**trace, "message": outcome.message})
         return
     entry.row_counts.append(outcome.row_count)
-    entry.digest.update(_result_bytes(outcome, gold.ordered))
+    entry.digest.update(result_bytes(outcome, gold.ordered))
     if len(outcome.columns) != gold.column_count:
         counts = {"gold_columns": gold.column_count, "columns": len(outcome.columns)}
         entry.verdict = _verdict("wrong", "columns", {**trace, **counts})
@@ -228,7 +246,7 @@ def _weigh(entry: _Candidate, outcome: Outcome, member: Member, gold_empty: bool
     difference = compare(gold, len(outcome.columns), outcome.rows) if whole else "rows"
     if difference is None:
         return
-    trace |= _first_differences(gold, outcome.rows, difference)
+    trace |= first_differences(gold, outcome.rows, difference)
     if member.database.tier == "near":
         trace["difference"] = difference
         entry.suspicion = entry.suspicion or _verdict("unclear", "near", trace)
@@ -260,47 +278,6 @@ def _gold_line(suite: Suite) -> dict:
         "gold_rows": [member.denotation.row_count for member in suite.members],
         "suite_hash": suite.suite_hash or None,
     }
-
-
-def _first_differences(gold: Denotation, rows: list[tuple], difference: str) -> dict:
-    """A few rows that a person can compare: those that only one side has, or where the order parts."""
-    expected = gold.rows()
-    if difference == "order":
-        pairs = zip(expected, rows)
-        start = next((index for index, (left, right) in enumerate(pairs) if left != right), 0)
-        left, right = expected[start:], rows[start:]
-    else:
-        left, right = unmatched(expected, rows)
-    return {"gold_only": _shown(left), "candidate_only": _shown(right)}
-
-
-def _shown(rows: list[tuple]) -> list[list]:
-    shown = []
-    for row in rows[:_TRACE_ROWS]:
-        shown.append([_shown_cell(cell) for cell in row])
-    return shown
-
-
-def _shown_cell(cell: object) -> object:
-    if isinstance(cell, bytes):
-        return f"x'{cell.hex()}'"[:_TRACE_CELL_CHARACTERS]
-    if isinstance(cell, float) and not math.isfinite(cell):
-        return str(cell)  # JSON has no infinity
-    return cell[:_TRACE_CELL_CHARACTERS] if isinstance(cell, str) else cell
-
-
-def _result_bytes(outcome: Outcome, ordered: bool) -> bytes:
-    """The rows as bytes for the result hash: equal rows give equal bytes, order counts where gold's does."""
-    lines = [repr(tuple(_hashed_cell(cell) for cell in row)) for row in outcome.rows]
-    if not ordered:
-        lines.sort()
-    return f"{outcome.row_count}:{len(outcome.columns)}:{chr(10).join(lines)};".encode("utf-8", "surrogatepass")
-
-
-def _hashed_cell(cell: object) -> object:
-    if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53:
-        return int(cell)
-    return float(f"{cell:.9g}") if isinstance(cell, float) else cell
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Small meaningful edits of gold: what a nearly right query looks like. A suite of databases is as good as it tells them apart."""
+"""Small meaningful edits of gold: what a nearly right query looks like. A suite of databases is as good as it tells
+them apart.
+"""
 
 from collections.abc import Callable, Iterator
 
 from sqlglot import exp
-from sqlglot.errors import SqlglotError
+from sqlglot.errors import ErrorLevel, SqlglotError
 
 from reward.conditions import literal_value
 from reward.queries import canonical_sql, parse
@@ -24,12 +26,13 @@ _SETS = {exp.Intersect: (exp.Union,), exp.Except: (exp.Union, exp.Intersect), ex
 def make_mutants(sql: str, schema: Schema, at_most: int = 24) -> list[str]:
     """Distinct edits of gold as SQL texts, spread evenly over the kinds when there are more than `at_most`.
 
-    Edits that are provably equal are left out. The prover: the canonical text, and the two rules below for idle DISTINCT and LEFT.
+    Edits that are provably equal are left out. The prover: the canonical text, and the rules below for idle DISTINCT,
+    LEFT and ORDER BY.
     """
     tree = parse(sql)
     if tree is None:
         return []
-    seen = {tree.sql(dialect="sqlite"), canonical_sql(sql)}
+    seen = {tree.sql(dialect="sqlite", unsupported_level=ErrorLevel.IGNORE), canonical_sql(sql)}
     waiting: list[Iterator[exp.Expression]] = [kind(tree, schema) for kind in _KINDS]
     mutants: list[str] = []
     while waiting and len(mutants) < at_most:
@@ -39,7 +42,7 @@ def make_mutants(sql: str, schema: Schema, at_most: int = 24) -> list[str]:
                 waiting.remove(kind)
                 continue
             try:
-                text = mutant.sql(dialect="sqlite")
+                text = mutant.sql(dialect="sqlite", unsupported_level=ErrorLevel.IGNORE)
             except (SqlglotError, RecursionError, ValueError):
                 continue
             if text not in seen and len(mutants) < at_most:
@@ -48,8 +51,12 @@ def make_mutants(sql: str, schema: Schema, at_most: int = 24) -> list[str]:
     return mutants
 
 
-def _each(tree: exp.Expression, kind: type | tuple, edit: Callable[[exp.Expression], object]) -> Iterator[exp.Expression]:
-    """A copy of the tree for each node of the kind, with that node edited or replaced by the expression that `edit` returns."""
+def _each(
+    tree: exp.Expression, kind: type | tuple, edit: Callable[[exp.Expression], object]
+) -> Iterator[exp.Expression]:
+    """A copy of the tree for each node of the kind, with that node edited or replaced by the expression that `edit`
+    returns.
+    """
     for index in range(len(list(tree.find_all(kind)))):
         copy = tree.copy()
         node = next(node for position, node in enumerate(copy.find_all(kind)) if position == index)
@@ -75,7 +82,9 @@ def _distinct_changes_nothing(select: exp.Select) -> bool:
     group = select.args.get("group")
     limit = select.args.get("limit")
     outer = select.parent.parent if isinstance(select.parent, exp.Subquery) else select.parent
-    if isinstance(outer, (exp.SetOperation, exp.In, exp.Exists)) or (limit is not None and limit.expression.name == "1"):
+    if isinstance(outer, (exp.SetOperation, exp.In, exp.Exists)) or (
+        limit is not None and limit.expression.name == "1"
+    ):
         return True
     if group is None:
         return all(item.find(exp.AggFunc) for item in select.expressions)
@@ -90,6 +99,12 @@ def _left_join_changes_nothing(join: exp.Join) -> bool:
     later = next(index for index, other in enumerate(joins) if other is join) + 1
     conditions += [other.args["on"] for other in joins[later:] if other.args.get("on")]
     return any(column.table.lower() == alias for condition in conditions for column in condition.find_all(exp.Column))
+
+
+def _order_changes_nothing(order: exp.Order) -> bool:
+    """Proves that ORDER BY is idle: it stands in a subquery that cuts nothing off."""
+    query = order.parent
+    return isinstance(query, exp.Query) and query.parent is not None and not query.args.get("limit")
 
 
 def _remove(node: exp.Expression) -> None:
@@ -145,13 +160,23 @@ def _changed_aggregates(tree: exp.Expression, schema: Schema) -> Iterator[exp.Ex
 
 
 def _changed_sets(tree: exp.Expression, schema: Schema) -> Iterator[exp.Expression]:
-    yield from _replaced(tree, _SETS)
+    for mutant in _replaced(tree, _SETS):
+        for operation in mutant.find_all(exp.Intersect, exp.Except):
+            operation.set("distinct", True)  # SQLite has no INTERSECT ALL
+        yield mutant
     yield from _each(tree, exp.SetOperation, lambda node: node.left)
 
 
 def _changed_order(tree: exp.Expression, schema: Schema) -> Iterator[exp.Expression]:
-    yield from _each(tree, exp.Ordered, lambda node: node.set("desc", not node.args.get("desc")))
-    yield from _each(tree, exp.Order, _remove)
+    def turn(node: exp.Expression) -> object:
+        if isinstance(node.parent, exp.Order) and _order_changes_nothing(node.parent):
+            return False
+        node.set("desc", not node.args.get("desc"))
+        node.set("nulls_first", not node.args.get("desc"))  # SQLite's own place for NULL, so nothing is written
+        return None
+
+    yield from _each(tree, exp.Ordered, turn)
+    yield from _each(tree, exp.Order, lambda node: False if _order_changes_nothing(node) else _remove(node))
     yield from _each(tree, exp.Limit, _remove)
 
 

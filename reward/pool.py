@@ -1,14 +1,15 @@
-"""Spreads questions over processes, answers in the order of the questions; each process holds a judge with its own worker.
+"""Spreads questions over processes, answers in the order of the questions; each process holds a judge with its own
+worker.
 
-A child is started with `python -m reward.pool`, never by fork, and speaks JSON lines. A child that dies is replaced and its
-question asked once more.
+A child is started with `python -m reward.pool`, never by fork, and speaks JSON lines. A child that dies is replaced
+and its question asked once more.
 """
 
 import json
 import queue
+import signal
 import subprocess
 import sys
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -109,8 +110,7 @@ def main() -> None:
     from reward.audit import audit_example
     from reward.judge import Judge
 
-    # Two processes write on standard error at once otherwise; the parent's Ctrl-C reaches them as the end of input.
-    threading.excepthook = lambda *_: None
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; the end of its input ends this process
     greeting = json.loads(sys.stdin.readline())
     with Judge(**greeting["arguments"]) as judge:
         for line in sys.stdin:

@@ -1,10 +1,12 @@
-"""What a query says, read from its text: quoting made standard, one form for equal texts, and the kinds of query it is."""
+"""What a query says, read from its text: quoting made standard, one form for equal texts, and the kinds of query it
+is.
+"""
 
 import re
 
 import sqlglot
 from sqlglot import exp
-from sqlglot.errors import SqlglotError
+from sqlglot.errors import ErrorLevel, SqlglotError
 
 from reward.tokens import Token, tokenize, unquote
 
@@ -12,9 +14,9 @@ _EQUALITIES = ("=", "==", "<>", "!=", "LIKE", "GLOB", "IS")
 # Words after which a double-quoted text is a name, whatever the schema says.
 _NAME_FOLLOWS = ("AS", "FROM", "JOIN", "INTO", "TABLE", "WITH", "RECURSIVE", "COLLATE", "BY")
 _KEYWORDS = frozenset(
-    "ALL AND AS ASC BETWEEN BY CASE COLLATE CROSS DESC DISTINCT ELSE END ESCAPE EXCEPT EXISTS FROM FULL GLOB GROUP HAVING IN"
-    " INNER INTERSECT IS ISNULL JOIN LEFT LIKE LIMIT MATCH NATURAL NOT NOTNULL NULL OFFSET ON OR ORDER OUTER REGEXP RIGHT SELECT THEN UNION"
-    " USING VALUES WHEN WHERE WITH".split()
+    "ALL AND AS ASC BETWEEN BY CASE COLLATE CROSS DESC DISTINCT ELSE END ESCAPE EXCEPT EXISTS FROM FULL GLOB"
+    " GROUP HAVING IN INNER INTERSECT IS ISNULL JOIN LEFT LIKE LIMIT MATCH NATURAL NOT NOTNULL NULL OFFSET ON"
+    " OR ORDER OUTER REGEXP RIGHT SELECT THEN UNION USING VALUES WHEN WHERE WITH".split()
 )
 _DATE_FUNCTIONS = ("DATE", "TIME", "DATETIME", "JULIANDAY", "UNIXEPOCH", "STRFTIME", "TIMEDIFF")
 _MISSING_COLUMN = re.compile(r'no such column: "((?:[^"]|"")*)"')
@@ -42,10 +44,11 @@ def parse(sql: str) -> exp.Expression | None:
 
 
 def canonical_sql(sql: str) -> str:
-    """One text for queries that differ only in white space, case of keywords and bare names, comments or quoting of names.
+    """One text for queries that differ only in white space, case of keywords and bare names, comments or quoting of
+    names.
 
-    Two queries with the same canonical text have the same rows; the reverse is not claimed. A text that sqlglot cannot read
-    is only folded at its white space.
+    Two queries with the same canonical text have the same rows; the reverse is not claimed. A text that sqlglot
+    cannot read is only folded at its white space.
     """
     tree = parse(sql)
     if tree is None:
@@ -55,16 +58,17 @@ def canonical_sql(sql: str) -> str:
             identifier.set("this", identifier.name.lower())
             identifier.set("quoted", identifier.name.upper() in _KEYWORDS)
     try:
-        return tree.sql(dialect="sqlite", comments=False)
+        return tree.sql(dialect="sqlite", comments=False, unsupported_level=ErrorLevel.IGNORE)
     except (SqlglotError, RecursionError, ValueError):
         return " ".join(sql.split()).rstrip("; ")
 
 
 def query_kinds(sql: str) -> list[str]:
-    """The kinds of a query, sorted: aggregate, between, distinct, group, having, join, like, limit, nested, null, order, set.
+    """The kinds of a query, sorted: aggregate, between, distinct, group, having, join, like, limit, nested, null,
+    order, set.
 
-    `["simple"]` when it is none of them. A query that names two tables in FROM is a join; nested means a SELECT inside another
-    one, common table expressions included; the sides of a set operation alone are not nested.
+    `["simple"]` when it is none of them. A query that names two tables in FROM is a join; nested means a SELECT
+    inside another one, common table expressions included; the sides of a set operation alone are not nested.
     """
     tree = parse(sql)
     if tree is None:
@@ -91,8 +95,8 @@ def schema_columns(schema_ddl: str) -> set[str]:
 def normalise_gold(sql: str, schema_ddl: str) -> str:
     """Gold with its double-quoted literals in standard single quotes; every other byte stays.
 
-    A double-quoted text stays a name where it is a column of `schema_ddl`, an alias of the query, part of a dotted name, or
-    stands where only a name can (after AS, FROM, JOIN).
+    A double-quoted text stays a name where it is a column of `schema_ddl`, an alias of the query, part of a dotted
+    name, or stands where only a name can (after AS, FROM, JOIN).
 
     >>> normalise_gold('SELECT a FROM t WHERE b = "it\\'s" AND "a" > 1', "CREATE TABLE t (a INT, b TEXT)")
     'SELECT a FROM t WHERE b = \\'it\\'\\'s\\' AND "a" > 1'
@@ -107,9 +111,7 @@ def normalise_gold(sql: str, schema_ddl: str) -> str:
     literals = [
         token
         for position, token in enumerate(tokens)
-        if token.kind == "double"
-        and unquote(token).lower() not in names
-        and not _must_be_name(tokens, position)
+        if token.kind == "double" and unquote(token).lower() not in names and not _must_be_name(tokens, position)
     ]
     return _replace_by_strings(sql, literals)
 
@@ -123,9 +125,9 @@ def unknown_quoted_name(message: str) -> str | None:
 def quoted_value_as_string(sql: str, name: str) -> str:
     """A candidate with the double-quoted `name` read as a string where it stands as a value against a column.
 
-    That is on the right of =, <>, LIKE, GLOB or IS, in an IN list, or as a bound of BETWEEN, with a column or a call on the left;
-    on the right of <, <=, > or >= only a text that no column is named like ("1975-01-01"). Anywhere else it stays a name, which
-    SQLite then refuses as unknown.
+    That is on the right of =, <>, LIKE, GLOB or IS, in an IN list, or as a bound of BETWEEN, with a column or a call
+    on the left; on the right of <, <=, > or >= only a text that no column is named like ("1975-01-01"). Anywhere else
+    it stays a name, which SQLite then refuses as unknown.
     """
     tokens = tokenize(sql)
     literals = [
@@ -137,7 +139,8 @@ def quoted_value_as_string(sql: str, name: str) -> str:
 
 
 def is_volatile(sql: str) -> bool:
-    """Whether the text asks for the time of day: 'now' or a local time zone in a date function, or one without its date.
+    """Whether the text asks for the time of day: 'now' or a local time zone in a date function, or one without its
+    date.
 
     `random()` and its like are reported by the worker, which sees the functions that SQLite resolved.
     """
@@ -146,7 +149,8 @@ def is_volatile(sql: str) -> bool:
     calls = [index for index, text in enumerate(texts[:-2]) if text in _DATE_FUNCTIONS and texts[index + 1] == "("]
     if not calls:
         return False
-    if any(token.kind == "string" and unquote(token).strip().lower() in ("now", "localtime", "utc") for token in tokens):
+    literals = {unquote(token).strip().lower() for token in tokens if token.kind == "string"}
+    if literals & {"now", "localtime", "utc"}:
         return True
     return any(texts[i + 2] == ")" or (texts[i] == "STRFTIME" and texts[i + 3 : i + 4] == [")"]) for i in calls)
 
@@ -166,8 +170,10 @@ def _names_something(tokens: list[Token], position: int) -> bool:
     before, token = tokens[position - 1], tokens[position]
     if before.upper == "AS":
         return True
-    ends_value = before.text == ")" or (before.kind in ("number", "name")) or (
-        before.kind == "word" and before.upper not in _KEYWORDS
+    ends_value = (
+        before.text == ")"
+        or (before.kind in ("number", "name"))
+        or (before.kind == "word" and before.upper not in _KEYWORDS)
     )
     return ends_value and token.kind == "double"
 

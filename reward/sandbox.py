@@ -56,8 +56,8 @@ class WorkerLost(Exception):
 class Sandbox:
     """Runs statements in a worker process; a statement that kills or hangs the worker costs only itself.
 
-    vm_step_budget decides timeouts, so load changes no verdict; cpu_limit_s and wall_limit_s only stop what the budget cannot
-    see (one endless SQLite function, a stopped process). Limits with `mib` are in 2**20 bytes.
+    vm_step_budget decides timeouts, so load changes no verdict; cpu_limit_s and wall_limit_s only stop what the
+    budget cannot see (one endless SQLite function, a stopped process). Limits with `mib` are in 2**20 bytes.
     """
 
     def __init__(
@@ -176,7 +176,15 @@ class Sandbox:
             stderr=subprocess.DEVNULL,
             cwd=_PROJECT,
         )
-        self._send(self.limits)
+        try:
+            self._send(self.limits)
+            self._receive()
+        except WorkerLost as error:
+            self.close()
+            raise RuntimeError(
+                f"the SQL worker does not start ({error}); it needs apsw and {self.limits['process_limit_mib']} MiB of "
+                "address space; run `python -m reward.worker < /dev/null` to see why"
+            ) from None
 
     def _send(self, message: object) -> None:
         body = marshal.dumps(message)

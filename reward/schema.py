@@ -1,4 +1,6 @@
-"""The schema of a database as SQLite itself reads it: tables, columns, declared and inferred keys, text columns that hold numbers."""
+"""The schema of a database as SQLite itself reads it: tables, columns, declared and inferred keys, text columns that
+hold numbers.
+"""
 
 from dataclasses import dataclass, field
 
@@ -36,7 +38,9 @@ class Column:
 
 @dataclass
 class Table:
-    """`keys`: column sets that are declared unique; `foreign_keys`: (column, parent table, parent column), lower-cased."""
+    """`keys`: column sets that are declared unique; `foreign_keys`: (column, parent table, parent column),
+    lower-cased.
+    """
 
     name: str
     columns: dict[str, Column]
@@ -63,7 +67,8 @@ class Table:
         return [
             name
             for name, column in self.columns.items()
-            if column.affinity == "text" and (name in _LABELS or name in (f"{table}_name", f"{table}_title", f"{table}name"))
+            if column.affinity == "text"
+            and (name in _LABELS or name in (f"{table}_name", f"{table}_title", f"{table}name"))
         ]
 
 

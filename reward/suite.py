@@ -1,4 +1,4 @@
-"""The databases that one question is judged on, with gold's answer on each: given file, tidy and near generated ones."""
+"""The databases that one question is judged on, with gold's answer on each: the given file, tidy and near ones."""
 
 import hashlib
 from pathlib import Path
@@ -15,8 +15,9 @@ from reward.schema import Schema, read_schema, redeclare_numeric
 from reward.ties import Ordering, read_ordering
 
 _SAMPLES_PER_COLUMN = 40
-# How good a generated database is for a gold, best first; an unstable one is never used.
+_FEW_MUTANTS = 4  # a share of fewer says nothing
 _CHOICE = 3  # for each database that is kept so many good ones are made
+# How good a generated database is for a gold, best first; an unstable one is never used.
 _CLEAR, _DULL, _CUT, _EMPTY = range(4)
 
 
@@ -31,7 +32,8 @@ class Suite(NamedTuple):
     """`status`: ok or gold_bad with its `reason` and `detail`; `empty`: gold has no row on any database.
 
     `mutants`: edits of gold that run and are not provably equal (by `reward.mutants`), `killed`: those of them that a
-    generated database of the suite tells apart. `gold_sql` is gold as it was run. `suite_hash` names the databases, so that a stored verdict says what it rests on.
+    generated database of the suite tells apart. `gold_sql` is gold as it was run. `suite_hash` names the databases,
+    so that a stored verdict says what it rests on.
     """
 
     status: str
@@ -46,14 +48,31 @@ class Suite(NamedTuple):
 
 
 class SuiteBuilder:
-    """Makes suites. `databases`: given, generated or both; `tidy` and `near`: how many of each tier; `attempts`: tries a tier."""
+    """Makes suites.
 
-    def __init__(self, sandbox: Sandbox, databases: str, seed: int, tidy: int, near: int, attempts: int):
+    `databases`: given, generated or both; `tidy` and `near`: how many of each tier; `attempts`: tries a tier;
+    `mutants`: how many edits of gold choose among them; `min_kill_score`: the share of them that must be told apart.
+    """
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        *,
+        databases: str,
+        seed: int,
+        tidy: int,
+        near: int,
+        attempts: int,
+        mutants: int,
+        min_kill_score: float,
+    ):
         self.sandbox = sandbox
         self.databases = databases
         self.seed = seed
         self.wanted = {"tidy": tidy, "near": near}
         self.attempts = attempts
+        self.mutants = mutants
+        self.min_kill_score = min_kill_score
         self._files: dict[str, tuple[Database, Schema, str]] = {}
 
     def build(self, gold: str, path: str | None, context: str | None) -> Suite:
@@ -61,7 +80,7 @@ class SuiteBuilder:
         gated = gate(gold)
         if gated.sql is None or not gated.sql[:6].upper().startswith(("SELECT", "WITH")):
             reason = "not_select" if gated.reason != "sql_error" else "parse"
-            return Suite("gold_bad", reason, gated.message or "gold starts with VALUES; a query starts with SELECT or WITH")
+            return Suite("gold_bad", reason, gated.message or "gold starts with VALUES, not SELECT or WITH")
         try:
             if path is not None:
                 given, schema, content_hash = self._file(path)
@@ -86,12 +105,17 @@ class SuiteBuilder:
             stable = stable and not (found_unstable and not generated)
         if not members:
             return Suite("gold_bad", "unstable", "gold's rows depend on the order in which SQLite visits them", sql)
+        if mutants >= _FEW_MUTANTS and killed < self.min_kill_score * mutants:
+            detail = f"{killed} of {mutants} mutants told apart; at least {self.min_kill_score:.0%} are needed"
+            return Suite("gold_bad", "undiscriminated", detail, sql, (), False, "", mutants, killed)
         digest = hashlib.sha256("|".join([content_hash, *(m.database.key for m in members)]).encode()).hexdigest()[:16]
         empty = all(member.denotation.row_count == 0 for member in members)
         return Suite("ok", "", "", sql, tuple(members), empty, digest, mutants, killed)
 
     def denote(self, database: Database, sql: str, ordering: Ordering) -> tuple[Denotation | Outcome, bool]:
-        """Gold's answer on a database, or how it failed; and whether it stays the same when rows are visited backwards."""
+        """Gold's answer on a database, or how it failed; and whether it stays the same when rows are visited in
+        another order.
+        """
         row_limit = self.sandbox.limits["row_limit"]
         statements = [sql] if ordering.sql is None else [sql, ordering.sql]
         outcomes = self.sandbox.run(database, statements, row_limit)
@@ -100,9 +124,18 @@ class SuiteBuilder:
         denotation = _denotation(outcomes[0], outcomes[1] if len(outcomes) > 1 else None, ordering)
         if outcomes[0].row_count == 0:
             return denotation, True
-        [backwards] = self.sandbox.run(database, [sql], row_limit, reverse=True)
-        difference = compare(denotation, len(backwards.columns), backwards.rows) if backwards.status == "ok" else "rows"
-        return denotation, difference is None or (difference == "order" and not denotation.certain)
+        others = self.sandbox.run(database, [sql], row_limit, reverse=True)
+        if database.rows:
+            # SQLite never walks backwards under GROUP BY; the same rows, stored in another order, show a chance pick.
+            mirrored = tuple((table, width, rows[::-1]) for table, width, rows in database.rows)
+            others += self.sandbox.run(
+                database._replace(key=database.key + "-mirrored", rows=mirrored), [sql], row_limit
+            )
+        for other in others:
+            difference = compare(denotation, len(other.columns), other.rows) if other.status == "ok" else "rows"
+            if difference is not None and (difference != "order" or denotation.certain):
+                return denotation, False
+        return denotation, True
 
     def _file(self, path: str) -> tuple[Database, Schema, str]:
         path = str(Path(path).resolve())
@@ -114,12 +147,16 @@ class SuiteBuilder:
             self._files[path] = (database, schema, content_hash)
         return self._files[path]
 
-    def _generated(self, sql: str, ordering: Ordering, schema: Schema, content_hash: str) -> tuple[list[Member], bool, int, int]:
-        """The best generated databases found, tidy before near; whether any was left out as unstable; mutants run and killed."""
+    def _generated(
+        self, sql: str, ordering: Ordering, schema: Schema, content_hash: str
+    ) -> tuple[list[Member], bool, int, int]:
+        """The best generated databases found, tidy before near; whether any was left out as unstable; mutants run and
+        killed.
+        """
         reading = read_conditions(parse(sql), schema)
         schema = redeclare_numeric(schema, {key for key in reading.numeric if not schema.column(key).samples})
         labels_grouped = any(column in schema.tables[table].labels() for table, column in reading.grouped)
-        mutants = make_mutants(sql, schema) if any(self.wanted.values()) else []
+        mutants = make_mutants(sql, schema, self.mutants) if self.mutants else []
         killed: set[int] = set()
         ran: set[int] = set()
         chosen: list[Member] = []
@@ -127,10 +164,10 @@ class SuiteBuilder:
         for tier, wanted in self.wanted.items():
             ranked: list[tuple[int, Member]] = []
             for attempt in range(self.attempts):
-                if sum(rank == _CLEAR for rank, _ in ranked) >= _CHOICE * wanted:
+                if sum(rank == _CLEAR for rank, _ in ranked) >= (_CHOICE if mutants else 1) * wanted:
                     break
                 seed = f"{self.seed}/{content_hash}/{sql}/{tier}-{attempt + 1}"
-                unique_labels = attempt < self.attempts // 2 and not labels_grouped
+                unique_labels = attempt % 2 == 0 if labels_grouped else attempt < self.attempts // 2
                 try:
                     database = make_database(schema, reading, tier, seed, unique_labels)
                     denotation, stable = self.denote(database, sql, ordering)

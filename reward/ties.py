@@ -1,4 +1,5 @@
-"""The top-level ORDER BY and LIMIT of a query: which rows of its answer may change places, and which rows it may cut off.
+"""The top-level ORDER BY and LIMIT of a query: which rows of its answer may change places, and which rows it may cut
+off.
 
 The text is edited by token position, so that SQLite itself computes the sort keys of gold as gold wrote them.
 """
@@ -14,8 +15,8 @@ class Ordering(NamedTuple):
     """How the top level of a query orders and cuts its rows.
 
     `sql`: the query without its LIMIT and with its sort keys appended as columns; None where nothing needs it.
-    `keys`: for each term of ORDER BY the index of its column, negative from the end for appended ones, or the name of an output
-    column; None where the keys cannot be told (then only the order that gold gave is known).
+    `keys`: for each term of ORDER BY the index of its column, negative from the end for appended ones, or the name of
+    an output column; None where the keys cannot be told (then only the order that gold gave is known).
     """
 
     ordered: bool
@@ -108,7 +109,9 @@ def _split_terms(tokens: list[Token]) -> list[list[Token]]:
 
 
 def _output_column(sql: str, term: list[Token], items: list[list[Token]]) -> int | str | None:
-    """The output column that a term sorts by: an ordinal's index, an alias' name, or the item written in the same words."""
+    """The output column that a term sorts by: an ordinal's index, an alias' name, or the item written in the same
+    words.
+    """
     if len(term) == 1 and term[0].kind == "number" and term[0].text.isdigit():
         return int(term[0].text) - 1
     words = [token.upper for token in term]

@@ -22,7 +22,7 @@ _PATTERN = re.compile(
 
 
 class Token(NamedTuple):
-    """kind: blob, string, double (a double-quoted text), name (`x` or [x]), bad, number, word, parameter or operator."""
+    """kind: blob, string, double (double-quoted text), name (`x` or [x]), bad, number, word, parameter or operator."""
 
     kind: str
     text: str

@@ -1,4 +1,6 @@
-"""Values for generated databases: near misses of gold's literals, random values that suit a column, and SQL's comparisons."""
+"""Values for generated databases: near misses of gold's literals, random values that suit a column, and SQL's
+comparisons.
+"""
 
 import random
 import re
@@ -29,7 +31,8 @@ def near_misses(value: object, near: bool) -> list:
         return misses + ([core.swapcase()] if near else [])
     if _DATE.fullmatch(value):
         day = int(value[8:])
-        return [f"{value[:8]}{day % 28 + 1:02d}", f"{int(value[:4]) + 1:04d}{value[4:]}", f"{int(value[:4]) - 1:04d}{value[4:]}"]
+        year = int(value[:4])
+        return [f"{value[:8]}{day % 28 + 1:02d}", f"{year + 1:04d}{value[4:]}", f"{year - 1:04d}{value[4:]}"]
     if re.fullmatch(r"-?\d+(\.\d+)?", value):
         number = float(value) if "." in value else int(value)
         return [f"{number + 1}", f"{number - 1}", f"{value}0"]
@@ -78,7 +81,9 @@ def candidates_for(condition: Condition) -> list:
 
 
 def holds(condition: Condition, value: object) -> bool:
-    """Whether SQLite would take the condition as true for a value of the literal's own type; NULL fails all but IS NULL."""
+    """Whether SQLite would take the condition as true for a value of the literal's own type; NULL fails all but IS
+    NULL.
+    """
     operator = condition.operator
     if operator in ("null", "not null"):
         return (value is None) == (operator == "null")

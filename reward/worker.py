@@ -1,8 +1,9 @@
 """The child process that runs SQL which nobody has read: `python -m reward.worker`, killable at any moment.
 
-Messages in both directions are a length (4 bytes, big endian) and a marshal of a tuple. The parent's half is `reward.sandbox`.
-Guards, from the outside in: resource limits of the process, a CPU timer that kills it even inside one SQLite function,
-SQLite's heap limit, an authorizer that allows by list, lowered limits, a budget of VM steps, caps on rows and bytes.
+Messages in both directions are a length (4 bytes, big endian) and a marshal of a tuple. The parent's half is
+`reward.sandbox`. Guards, from the outside in: resource limits of the process, a CPU timer that kills it even inside
+one SQLite function, SQLite's heap limit, an authorizer that allows by list, lowered limits, a budget of VM steps,
+caps on rows and bytes.
 """
 
 import marshal
@@ -16,14 +17,15 @@ import apsw
 
 # Deterministic functions without side effects. What is not listed is refused, so a newer SQLite brings nothing in.
 _FUNCTIONS = frozenset(
-    "-> ->> abs acos acosh asin asinh atan atan2 atanh avg ceil ceiling char coalesce concat concat_ws cos cosh count"
-    " cume_dist date datetime degrees dense_rank exp first_value floor format glob group_concat hex if ifnull iif instr json"
-    " json_array json_array_length json_extract json_group_array json_group_object json_insert json_object json_patch"
-    " json_quote json_remove json_replace json_set json_type json_valid julianday lag last_value lead length like"
-    " likelihood likely ln log log10 log2 lower ltrim max median min mod nth_value ntile nullif octet_length percent_rank"
-    " percentile percentile_cont percentile_disc pi pow power printf quote radians rank replace round row_number rtrim sign"
-    " sin sinh sqrt strftime string_agg substr substring sum tan tanh time timediff total trim trunc typeof unhex unicode"
-    " unixepoch unlikely upper zeroblob".split()
+    "-> ->> abs acos acosh asin asinh atan atan2 atanh avg ceil ceiling char coalesce concat concat_ws cos"
+    " cosh count cume_dist date datetime degrees dense_rank exp first_value floor format glob group_concat hex"
+    " if ifnull iif instr json json_array json_array_length json_extract json_group_array json_group_object"
+    " json_insert json_object json_patch json_quote json_remove json_replace json_set json_type json_valid"
+    " julianday lag last_value lead length like likelihood likely ln log log10 log2 lower ltrim max median min"
+    " mod nth_value ntile nullif octet_length percent_rank percentile percentile_cont percentile_disc pi pow"
+    " power printf quote radians rank replace round row_number rtrim sign sin sinh sqrt strftime string_agg"
+    " substr substring sum tan tanh time timediff total trim trunc typeof unhex unicode unixepoch unlikely"
+    " upper zeroblob".split()
 )
 # Reported and not run: their value is another one next time.
 _VOLATILE = frozenset(
@@ -58,6 +60,7 @@ class Database:
         self.limits = limits
         self.steps = 0
         self.volatile = False
+        self.sql = ""
         self.columns: tuple[str, ...] = ()
         self.statements = 0
         if path is None:
@@ -135,7 +138,8 @@ class Database:
         if action == apsw.SQLITE_FUNCTION:
             name = (second or "").lower()
             if name in _VOLATILE:
-                self.volatile = True
+                # A column's DEFAULT CURRENT_TIMESTAMP comes by here too, and no query reads it.
+                self.volatile |= name in self.sql
                 return apsw.SQLITE_OK
             if name in _FUNCTIONS:
                 return apsw.SQLITE_OK
@@ -145,6 +149,7 @@ class Database:
         """(status, columns, rows, row count, VM steps, message) of one statement; keeps `keep_rows` rows."""
         self.steps = 0
         self.volatile = False
+        self.sql = sql.lower()
         self.columns = ()
         self.statements = 0
         rows: list[tuple] = []
@@ -166,8 +171,12 @@ class Database:
             status, message = "timeout", f"more than {self.limits['vm_step_budget']} VM steps"
         except (MemoryError, apsw.NoMemError, apsw.TooBigError) as error:
             status, message = "memory", str(error) or "out of memory"
-        except (apsw.AuthError, apsw.ReadOnlyError, apsw.ExecTraceAbort) as error:
-            status, message = ("volatile" if self.volatile and self.statements == 1 else "refused"), str(error)
+        except apsw.ExecTraceAbort:
+            status, message = "refused", "more than one statement"
+            if self.volatile and self.statements == 1:
+                status, message = "volatile", "its answer depends on chance or on the clock"
+        except (apsw.AuthError, apsw.ReadOnlyError) as error:
+            status, message = "refused", str(error)
         except Exception as error:  # whatever apsw or the conversion of a value raises is the statement's own failure
             status, message = "sql_error", f"{error}"
         finally:
@@ -238,6 +247,7 @@ def _confine(limits: dict) -> None:
 def _serve(receive, send) -> None:
     limits = receive()
     _confine(limits)
+    send((True, "ready"))
     databases: dict[str, Database] = {}
     while (request := receive()) is not None:
         operation, key, *arguments = request

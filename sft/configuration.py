@@ -17,9 +17,9 @@ Limit = Annotated[int, Field(ge=1)] | None
 
 
 class Section(BaseModel):
-    """A group of keys. Strict: no conversion of types except int to float, no unknown and no missing key."""
+    """A group of keys. Strict: no conversion of types except int to float, no infinity, no unknown and no missing key."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class Data(Section):

@@ -14,6 +14,9 @@ from sqlglot.errors import TokenError
 from sqlglot.tokens import TokenType
 
 _CONSTRAINT = re.compile(r"(PRIMARY|FOREIGN|UNIQUE|CHECK|CONSTRAINT)\b", re.IGNORECASE)
+_FOREIGN = re.compile(r"FOREIGN\s+KEY\s*\(([^)]*)\)\s*REFERENCES\s+(\"[^\"]+\"|[^\s(]+)\s*\(([^)]*)\)", re.IGNORECASE)
+_INLINE = re.compile(r"\bREFERENCES\s+(\"[^\"]+\"|[^\s(]+)\s*\(([^)]*)\)", re.IGNORECASE)
+_NAME = re.compile(r"\"[^\"]+\"|`[^`]+`|\[[^\]]+\]|\S+")
 # Spider's five column types, as types that give SQLite the affinity of the values.
 SPIDER_TYPES = {"text": "TEXT", "number": "NUMERIC", "time": "TEXT", "boolean": "BOOLEAN", "others": "TEXT"}
 
@@ -167,3 +170,26 @@ def split_tables(context: str) -> list[Table] | None:
         columns = [part for part in parts if not _CONSTRAINT.match(part)]
         tables.append(Table(context[name.start : name.end + 1], columns, constraints))
     return tables
+
+
+def compact_schema(context: str) -> str:
+    """CREATE TABLE text as `table(column, ...)` lines and `a.x = b.y` links; text that is more than that stays as it is.
+
+    >>> compact_schema("CREATE TABLE a (id INT PRIMARY KEY, b_id INT, FOREIGN KEY (b_id) REFERENCES b(id))")
+    'a(id, b_id)\\na.b_id = b.id'
+    """
+    tables = split_tables(context)
+    if not tables:
+        return context
+    lines, links = [], []
+    for table in tables:
+        names = [_NAME.match(column).group(0) for column in table.columns]
+        lines.append(f"{table.name}({', '.join(names)})")
+        for name, column in zip(names, table.columns, strict=True):
+            if inline := _INLINE.search(column):
+                links.append(f"{table.name}.{name} = {inline.group(1)}.{inline.group(2).strip()}")
+        for constraint in table.constraints:
+            if foreign := _FOREIGN.search(constraint):
+                mine, other, theirs = (text.strip() for text in foreign.groups())
+                links.append(f"{table.name}.{mine} = {other}.{theirs}")
+    return "\n".join([*lines, *links])

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from sft.artefacts import content_hash
+from sft.ddl import compact_schema
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -14,72 +15,12 @@ INSTRUCTION = "Answer with one SQLite query."
 # The completion of a question that the schema cannot answer.
 UNANSWERABLE = "UNANSWERABLE"
 
-_TABLE = re.compile(r"CREATE\s+TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?(\"[^\"]+\"|`[^`]+`|\[[^\]]+\]|\w+)\s*\(", re.IGNORECASE)
-_CONSTRAINT = re.compile(r"^(PRIMARY|FOREIGN|UNIQUE|CHECK|CONSTRAINT)\b", re.IGNORECASE)
-_REFERENCE = re.compile(r"FOREIGN\s+KEY\s*\(([^)]*)\)\s*REFERENCES\s+(\S+?)\s*\(([^)]*)\)", re.IGNORECASE)
-_INLINE_REFERENCE = re.compile(r"\bREFERENCES\s+(\S+?)\s*\(([^)]*)\)", re.IGNORECASE)
 _SELECT = re.compile(r"(?:^|\n|:)\s*((?:SELECT|WITH)\b.*)", re.IGNORECASE | re.DOTALL)
+_STATEMENT = re.compile(
+    r"(SELECT|WITH|VALUES|ALTER|ANALYZE|ATTACH|BEGIN|CREATE|DELETE|DETACH|DROP|INSERT|PRAGMA|REPLACE|UPDATE|VACUUM)\b",
+    re.IGNORECASE,
+)
 _FENCE = re.compile(r"```(?:\w+\n|\s)?(.*?)(?:```|$)", re.DOTALL)
-
-
-def _split_columns(body: str) -> list[str]:
-    """Split the inside of CREATE TABLE (...) at its top-level commas: `a INT, b DEC(2, 1)` -> [`a INT`, `b DEC(2, 1)`]."""
-    parts, depth, start, quote = [], 0, 0, ""
-    for index, character in enumerate(body):
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "'\"`":
-            quote = character
-        elif character == "(":
-            depth += 1
-        elif character == ")":
-            depth -= 1
-        elif character == "," and depth == 0:
-            parts.append(body[start:index].strip())
-            start = index + 1
-    return [part for part in [*parts, body[start:].strip()] if part]
-
-
-def _closing(text: str, opening: int) -> int:
-    """Index of the bracket that closes the one at `opening`, or the end of the text; brackets in quotes do not count."""
-    depth, quote = 0, ""
-    for index in range(opening, len(text)):
-        character = text[index]
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "'\"`":
-            quote = character
-        elif character == "(":
-            depth += 1
-        elif character == ")":
-            depth -= 1
-            if depth == 0:
-                return index
-    return len(text)
-
-
-def compact_schema(context: str) -> str:
-    """CREATE TABLE text as `table(column, column)` lines and `a.x = b.y` links: a third of the tokens.
-
-    >>> compact_schema("CREATE TABLE a (id INT PRIMARY KEY, b_id INT, FOREIGN KEY (b_id) REFERENCES b(id))")
-    'a(id, b_id)\\na.b_id = b.id'
-    """
-    tables, links = [], []
-    for match in _TABLE.finditer(context):
-        name = match.group(1)
-        columns = []
-        for part in _split_columns(context[match.end() : _closing(context, match.end() - 1)]):
-            if reference := _REFERENCE.search(part):
-                mine, other, theirs = (text.strip() for text in reference.groups())
-                links.append(f"{name}.{mine} = {other}.{theirs}")
-            if _CONSTRAINT.match(part):
-                continue
-            column = re.match(r"\"[^\"]+\"|`[^`]+`|\[[^\]]+\]|\S+", part).group(0)
-            columns.append(column)
-            if (inline := _INLINE_REFERENCE.search(part)) and not reference:
-                links.append(f"{name}.{column} = {inline.group(1)}.{inline.group(2).strip()}")
-        tables.append(f"{name}({', '.join(columns)})")
-    return "\n".join([*tables, *links]) if tables else context
 
 
 def render(example: dict, schema_style: str) -> list[dict[str, str]]:
@@ -152,14 +93,15 @@ def read_completion(completion: str) -> tuple[str | None, bool]:
     """The query in a completion, and whether the model abstained: (sql or None, abstained).
 
     A fenced block counts as the query; otherwise the text from the first line that starts with SELECT or WITH, or the
-    whole text where there is none (the judge then says what is wrong with it). Nothing is repaired.
+    whole text where there is none (the judge then says what is wrong with it). Nothing is repaired: a text that starts
+    with another statement is taken whole too, so that `DROP TABLE t;` before a query is not overlooked.
     """
     text = completion.strip()
     if text.rstrip(".").upper() == UNANSWERABLE:
         return None, True
     if fence := _FENCE.search(text):
         text = fence.group(1).strip()
-    elif (select := _SELECT.search(text)) and not re.match(r"(SELECT|WITH)\b", text, re.IGNORECASE):
+    elif (select := _SELECT.search(text)) and not _STATEMENT.match(text):
         text = select.group(1).strip()
     text = text.rstrip().removesuffix(";").rstrip()
     return (text or None), False

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import socket
+import sys
 from datetime import timedelta
 
+# The option of Linux's prctl that names the signal a process gets when its parent ends.
+PR_SET_PDEATHSIG = 1
 # A rank may sample or judge for hours while the others wait at a barrier.
 WAIT = timedelta(hours=24)
 
@@ -24,13 +29,18 @@ def prepare_environment(*, distributed: bool) -> None:
     # Idle OpenMP threads that spin make two ranks on the same cores collapse.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if (launched or "RANK" in os.environ) and sys.platform == "linux":
+        # A launcher that is killed cannot end its ranks: without this they would go on and write into the same files.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if launched and "RANK" not in os.environ and "MASTER_PORT" in os.environ:
+        # accelerate's one-process launcher sets the port, and no rank, where more than one process was asked for.
+        raise ValueError(
+            "accelerate was asked for several processes and started one: without GPUs its own launcher needs mpirun "
+            "for more. Use `accelerate launch --config_file launch/cpu-2-ranks.yaml --num_processes N`, which starts "
+            "them through torch's launcher, or ask for one process."
+        )
     if "RANK" not in os.environ and distributed:
-        asked = int(os.environ.get("ACCELERATE_NUM_PROCESSES", "1") or 1)
-        if asked > 1:
-            raise ValueError(
-                f"{asked} processes were asked for and one was started: accelerate's CPU launcher needs mpirun for "
-                "more. Use --config_file launch/cpu-2-ranks.yaml, which starts them through torch's launcher."
-            )
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

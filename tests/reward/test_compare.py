@@ -84,7 +84,10 @@ def test_column_orders():
         ("SELECT a FROM t WHERE b = 'order by'", Ordering(False)),
         ("SELECT a FROM t LIMIT 3", Ordering(False, "SELECT a FROM t", (), 3, 0)),
         ("SELECT a, b FROM t ORDER BY b DESC", Ordering(True, "SELECT a, b FROM t ORDER BY b DESC", (1,))),
-        ("SELECT a FROM t ORDER BY b, c LIMIT 2", Ordering(True, "SELECT a , b, c FROM t ORDER BY b, c", (-2, -1), 2, 0)),
+        (
+            "SELECT a FROM t ORDER BY b, c LIMIT 2",
+            Ordering(True, "SELECT a , b, c FROM t ORDER BY b, c", (-2, -1), 2, 0),
+        ),
         ("SELECT a FROM t ORDER BY 1 LIMIT 4, 2", Ordering(True, "SELECT a FROM t ORDER BY 1", (0,), 2, 4)),
         ("SELECT a FROM t ORDER BY a LIMIT 2 OFFSET 4", Ordering(True, "SELECT a FROM t ORDER BY a", (0,), 2, 4)),
         ("SELECT * FROM t ORDER BY b", Ordering(True, "SELECT * FROM t ORDER BY b", ("b",))),

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ def read_lines(path: Path) -> list[dict]:
 
 
 CASES = read_lines(Path(__file__).parent / "cases.jsonl")
-DDL = "CREATE TABLE city (city_id VARCHAR, name VARCHAR, people VARCHAR); CREATE TABLE host (host_city VARCHAR, year INTEGER)"
+DDL = (
+    "CREATE TABLE city (city_id VARCHAR, name VARCHAR, people VARCHAR); CREATE TABLE host (city VARCHAR, year INTEGER)"
+)
 GOLD = "SELECT name FROM city WHERE people > 1000"
 
 
@@ -78,7 +81,9 @@ def test_hostile_statements_cost_only_themselves(shared, make_database):
 
 def test_hang_inside_one_function_is_unclear_and_leaves_the_batch(shop):
     # printf makes the strings, instr compares them byte by byte without one VM step in between.
-    hang = "SELECT sum(instr(printf('%149000s', item), printf('%70000s', 'b') || a.sale_id)) FROM sale a, shop b, shop c, shop d"
+    hang = (
+        "SELECT sum(instr(printf('%149000s', item), printf('%70000s', 'b') || sale_id)) FROM sale, shop a, shop b, shop"
+    )
     gold = "SELECT name FROM shop"
     with Judge(databases="given", cpu_limit_s=0.5) as judge:
         line = judge.question({"id": 1, "gold": gold, "candidates": [gold, hang, gold + " WHERE 1"], "database": shop})
@@ -97,6 +102,22 @@ def test_worker_killed_from_outside_changes_nothing(shop):
         expected = judge.question(task)
         os.kill(judge.sandbox.process.pid, signal.SIGKILL)
         assert judge.question(task) == expected
+        assert judge.sandbox.restarts == 1
+
+
+def test_worker_killed_in_the_middle_of_a_batch(shop):
+    # The middle candidate runs for a while (some 10 million VM steps), so the worker dies while it is at work.
+    slow = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 700000) SELECT COUNT(*) FROM n"
+    gold = "SELECT COUNT(*) FROM shop"
+    candidates = [gold, slow, "SELECT COUNT(*) FROM shop WHERE 1", "SELECT 'x'"]
+    task = {"id": 1, "gold": gold, "candidates": candidates, "database": shop}
+    with Judge(databases="given") as judge:
+        expected = judge.question(task)
+        assert [verdict["verdict"] for verdict in expected["verdicts"]] == ["correct", "wrong", "correct", "wrong"]
+        killer = threading.Timer(0.05, os.kill, (judge.sandbox.process.pid, signal.SIGKILL))
+        killer.start()
+        assert judge.question(task) == expected
+        killer.join()
         assert judge.sandbox.restarts == 1
 
 
@@ -140,8 +161,8 @@ def test_identical_candidates_run_once(judges):
     runs = []
     judge = judges["generated"]
     run = judge.sandbox.run
-    judge.sandbox.run = lambda database, statements, *rest, **named: runs.append(statements) or run(
-        database, statements, *rest, **named
+    judge.sandbox.run = lambda database, statements, *rest, **named: (
+        runs.append(statements) or run(database, statements, *rest, **named)
     )
     try:
         judge.question({"id": 1, "gold": GOLD, "candidates": [GOLD], "context": DDL})
@@ -153,7 +174,11 @@ def test_identical_candidates_run_once(judges):
 
 
 def test_result_hash_names_the_rows(judges):
-    candidates = ["SELECT name FROM city WHERE people > 1000", "SELECT c.name FROM city c WHERE 1000 < c.people", "SELECT name FROM city"]
+    candidates = [
+        "SELECT name FROM city WHERE people > 1000",
+        "SELECT c.name FROM city c WHERE 1000 < c.people",
+        "SELECT name FROM city",
+    ]
     line = judges["both"].question({"id": 1, "gold": GOLD, "candidates": candidates, "context": DDL})
     hashes = [verdict["trace"]["result_hash"] for verdict in line["verdicts"]]
     assert hashes[0] == hashes[1] != hashes[2]
