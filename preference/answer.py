@@ -26,22 +26,27 @@ def answer(arguments) -> int:
     """Exit status: 0 where the query ran, 1 where there is none or it did not run."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+    from preference.report_page.text import visible
     from reward.gate import gate
     from reward.sandbox import Database, Sandbox
     from sft import ranks
     from sft.checkpoint import load_for_inference
     from sft.ddl import from_sqlite
-    from sft.prompt import prompt_ids, read_completion, render
+    from sft.prompt import check_prompt_hash, prompt_hash, prompt_ids, read_completion, render
     from sft.sampler import generate
 
     if not arguments.database.is_file():
         raise ValueError(f"--database {arguments.database} is not a file. Name an existing SQLite file.")
     context = from_sqlite(arguments.database)
     ranks.prepare_environment(distributed=False)
-    ranks.start(deepspeed=False)
+    ranks.start(zero=False)
     model, tokenizer, provenance = load_for_inference(arguments.model, place=ranks.device())
     style = provenance["prompt"]["schema_style"] if provenance else "ddl"
+    if provenance:
+        format_now = prompt_hash(tokenizer, style, provenance["prompt"]["max_prompt_tokens"])
+        check_prompt_hash(provenance["prompt_hash"], format_now, arguments.model)
     prompt = prompt_ids(tokenizer, render({"question": arguments.question, "context": context}, style))
     [[completion]] = generate(model, tokenizer, [prompt], ["question"], max_new_tokens=arguments.max_new_tokens)
     sql, abstained = read_completion(completion.text)
@@ -60,9 +65,12 @@ def answer(arguments) -> int:
     if outcome.status != "ok":
         console.print(f"{outcome.status}: {outcome.message}", markup=False)
         return 1
-    table = Table(*outcome.columns)
+    # Names and cells are anybody's text: never markup, never escape sequences of the terminal.
+    table = Table()
+    for name in outcome.columns:
+        table.add_column(Text(visible(name)))
     for row in outcome.rows:
-        table.add_row(*("NULL" if value is None else str(value) for value in row))
+        table.add_row(*(Text("NULL" if value is None else visible(str(value))) for value in row))
     console.print(table)
     console.print(f"{outcome.row_count} row(s)")
     return 0

@@ -63,7 +63,7 @@ def compare(arguments) -> None:
     # ------------------------------------------------------------------ the questions
     models = pairs_of(arguments.models, "--models")
     output, run = arguments.output, arguments.run or arguments.output
-    ranks.start(deepspeed=False)
+    ranks.start(zero=False)
     split = arguments.data if arguments.data in ("train", "dev", "test") else "questions"
     if split == "questions":
         data = output / "data-questions"

@@ -39,6 +39,7 @@ def run(config, steps: tuple[str, ...], overwrite: bool) -> None:
     from sft.artefacts import file_hash, is_complete, mark_complete, read_parquet, write_parquet
     from sft.checkpoint import checkpoint_hash, load_for_inference, load_tokenizer, read_provenance
     from sft.examples import load
+    from sft.order import accumulation_steps
     from sft.prompt import check_prompt_hash, prompt_hash
     from sft.records import read_stage_configuration, save_configuration
 
@@ -54,10 +55,11 @@ def run(config, steps: tuple[str, ...], overwrite: bool) -> None:
     schema_style = provenance["prompt"]["schema_style"]
     prompt = prompt_hash(tokenizer, schema_style, provenance["prompt"]["max_prompt_tokens"])
     check_prompt_hash(provenance["prompt_hash"], prompt, str(adapter))
-    ranks.start(deepspeed=True)
+    ranks.start(zero=True)
+    if "train" in steps:  # said now rather than after hours of sampling
+        accumulation_steps(config.train.global_batch_size, config.train.micro_batch_size, ranks.world_size())
     if ranks.is_main():
         print(f"stage two -> {folder}: {ranks.world_size()} rank(s) with {ranks.threads_per_rank()} thread(s) each")
-        save_configuration(folder, "dpo", config.model_dump())
     examples = [example for example in load(folder / "data", "train") if example["answerable"]]
     random.Random(f"{config.seed}:sample").shuffle(examples)
     examples = examples[: config.sample.questions]
@@ -70,8 +72,11 @@ def run(config, steps: tuple[str, ...], overwrite: bool) -> None:
         if step not in steps:
             return False
         found = ranks.gather(is_complete(target, inputs, overwrite) if ranks.is_main() else None)[0]
-        if found and ranks.is_main():
-            print(f"{step}: {target} is complete for these settings")
+        if ranks.is_main():
+            if found:
+                print(f"{step}: {target} is complete for these settings")
+            else:  # only now: settings that were refused leave no trace
+                save_configuration(folder, "dpo", config.model_dump())
         return not found
 
     def output_of(path: Path, step: str) -> str:

@@ -62,6 +62,10 @@ def train_and_publish(config, sft_config: dict, folder: Path, tokenizer, pairs: 
     ranks.barrier()
 
     # ------------------------------------------------------------------ read it back, measure it, publish
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    # ZeRO-3 is over: transformers would partition the model that is read back, too.
+    unset_hf_deepspeed_config()
     model, tokenizer, _ = load_for_inference(output, precision=settings.precision, place=ranks.device())
     after = evaluate(model, tokenizer, load(folder / "data", "dev"), seed=config.seed,
                      schema_style=provenance["prompt"]["schema_style"], description="DPO model",

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from trl import DPOConfig, DPOTrainer
 
 from sft import ranks
+from sft.artefacts import library_writes
 from sft.order import accumulation_steps, global_batches
 from sft.prompt import completion_ids, prompt_ids
-from sft.training import MAX_DROPPED_SHARE, score_completion_only
+from sft.training import MAX_DROPPED_SHARE, last_whole_checkpoint, mark_checkpoint, score_completion_only
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -105,6 +106,23 @@ def allow_bf16_on_cpu() -> None:
     transformers.training_args.is_torch_bf16_gpu_available = lambda: True
 
 
+def join_ranks_on_cpu() -> None:
+    """Let accelerate see the ranks of a DeepSpeed run on the CPU.
+
+    Where there is no accelerator it finds no backend, and takes each rank for a run of its own: with the same rows, and a
+    smaller global batch (accelerate 1.15, `PartialState`). The ranks are joined over gloo (`sft.ranks.start`).
+    """
+    from accelerate import PartialState
+
+    find = PartialState._prepare_backend
+
+    def prepare_backend(self, *arguments, **keywords):
+        backend, distributed_type = find(self, *arguments, **keywords)
+        return backend or "gloo", distributed_type
+
+    PartialState._prepare_backend = prepare_backend
+
+
 class ExecutionDPOTrainer(DPOTrainer):
     """trl's DPOTrainer on pairs that are already token ids, which proves at its first step where it starts.
 
@@ -124,20 +142,20 @@ class ExecutionDPOTrainer(DPOTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         sampled = inputs.pop("sft_logps")
         first = self.start is None and self.state.global_step == 0
-        policy = self._policy_logps(inputs) if first else None
+        policy = self._policy_logps(model, inputs) if first else None
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if first:
             self.start = self._check_start(policy, sampled)
         return loss
 
-    def _policy_logps(self, inputs):
+    def _policy_logps(self, model, inputs):
         """The policy's log-probability of each completion, [2 x batch] in nats; trl's metrics give means only."""
         import torch
 
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         with torch.no_grad():
-            outputs = self.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=labels,
-                                 use_cache=False, fused_lm_head=True)
+            outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=labels,
+                            use_cache=False, fused_lm_head=True)
         return outputs.log_probs.sum(dim=1)
 
     def _check_start(self, policy, sampled) -> dict:
@@ -205,17 +223,24 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
     stage 3 partitions the weights while they load. `folder` keeps the checkpoints, from which an interrupted run goes
     on; the frozen reference is always copied from the SFT adapter, never read from a checkpoint.
     """
-    from transformers.trainer_utils import get_last_checkpoint
+    from transformers import TrainerCallback
+
+    class Mark(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            mark_checkpoint(folder, state.global_step)
 
     score_completion_only()
-    if bf16 and ranks.device() == "cpu":
-        allow_bf16_on_cpu()
+    stage, offload = zero_settings(zero_stage, offload)
+    if ranks.device() == "cpu":
+        if stage:
+            join_ranks_on_cpu()
+        if bf16:
+            allow_bf16_on_cpu()
     if len(loss_weights) != len(loss_type):
         raise ValueError(f"train.loss_weights {loss_weights} must have one number for each of train.loss_type {loss_type}")
     dataset = tokenized_pairs(tokenizer, pairs, max_length=max_length, epochs=epochs,
                               global_batch_size=global_batch_size, seed=seed)
     steps = len(dataset) // global_batch_size
-    stage, offload = zero_settings(zero_stage, offload)
     arguments = DPOConfig(**{
         "output_dir": str(folder), "max_steps": steps, "learning_rate": learning_rate, "warmup_steps": warmup_share,
         "lr_scheduler_type": "cosine", "beta": beta, "loss_type": loss_type, "loss_weights": loss_weights,
@@ -225,15 +250,17 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
         "train_sampling_strategy": "sequential", "save_strategy": "steps", "save_steps": save_steps,
         # Without DeepSpeed, ranks on the CPU would each train a model of their own; with it, use_cpu goes round it.
         "use_cpu": stage == 0 and ranks.device() == "cpu",
-        "save_total_limit": 1, "logging_steps": max(1, steps // 25), "report_to": "tensorboard", "dataloader_pin_memory": False,
+        # Two, since the newest may be cut short.
+        "save_total_limit": 2, "logging_steps": max(1, steps // 25), "report_to": "tensorboard", "dataloader_pin_memory": False,
         "deepspeed": deepspeed_configuration(stage=stage, offload=offload, bf16=bf16,
                                              global_batch_size=global_batch_size, micro_batch_size=micro_batch_size),
         **trl,
     })
     model = load_policy()
     trainer = ExecutionDPOTrainer(model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer,
-                                  data_collator=preference_collator(tokenizer))
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None)
+                                  data_collator=preference_collator(tokenizer), callbacks=[Mark()])
+    with library_writes(folder):
+        trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
     state = gathered_adapter(trainer.model)
     return trainer.model, state, {"steps": steps, "zero_stage": stage, "offload": offload, "start": trainer.start,
                                   "log": trainer.state.log_history}

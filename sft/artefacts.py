@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,14 +39,33 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{path} could not be written: {error.strerror}. What was there before is unchanged. "
-            "Free space or rights there (or choose another folder with the key `run`) and run the same command again: "
-            "it goes on from the last complete step",
-        ) from error
+        raise OSError(error.errno, f"{path} {_NOT_WRITTEN.format(error.strerror)}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_NOT_WRITTEN = (
+    "could not be written: {}. What was there before is unchanged. Free space or rights there (or choose another folder "
+    "with the key `run`) and run the same command again: it goes on from the last complete step"
+)
+
+
+@contextmanager
+def library_writes(folder: Path) -> Iterator[None]:
+    """Say what to do where torch, safetensors or a trainer cannot write into `folder`; they raise errors of their own."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch: "[enforce fail at inline_container.cc:672] . unexpected pos"; safetensors: "I/O error: No space left".
+        if isinstance(error, OSError):
+            written = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and "could not be written" not in str(error)
+        else:
+            written = re.search(r"inline_container\.cc|PytorchStreamWriter|I/O error", str(error))
+        if not written:
+            raise
+        raise OSError(f"{folder} {_NOT_WRITTEN.format(str(error).splitlines()[0])}") from error
 
 
 def write_json(path: Path, value: object) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sft.artefacts import content_hash, file_hash, write_json
+from sft.artefacts import content_hash, file_hash, library_writes, write_json
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -134,6 +134,7 @@ def load_base(path: str | Path, *, precision: str = "auto", attention: str = "au
     Raises ValueError where 4-bit loading is asked for and cannot work.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     arguments = {"dtype": precision_dtype(precision), "attn_implementation": attention_implementation(attention),
@@ -153,7 +154,7 @@ def load_base(path: str | Path, *, precision: str = "auto", attention: str = "au
         arguments["device_map"] = {"": place}
     try:
         model = AutoModelForCausalLM.from_pretrained(path, **arguments)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ValueError(
             f"the model in {path} could not be loaded ({str(error).splitlines()[0]}). Allowed are causal language "
             "models with safetensors weights; code that comes with a model runs only with `trust_remote_code: true`."
@@ -188,6 +189,7 @@ def load_adapter(base: PreTrainedModel, adapter: str | Path, *, base_fingerprint
     Raises ValueError where the adapter was trained on another base model, or its weights do not fit this one.
     """
     from peft import PeftModel
+    from safetensors import SafetensorError, safe_open
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     provenance = read_provenance(adapter)
@@ -197,11 +199,18 @@ def load_adapter(base: PreTrainedModel, adapter: str | Path, *, base_fingerprint
             f"this base model ({base_fingerprint}). Set `model: {provenance['model']}`, or train an adapter for this one."
         )
     try:
+        with safe_open(Path(adapter) / ADAPTER, framework="pt") as file:
+            held = set(file.keys())
         # Trained weights are kept in fp32 beside a bf16 base, except under ZeRO-3, which fails on mixed dtypes
         # (DeepSpeed #8072); for inference the base's dtype is faster.
         autocast = trainable and not is_deepspeed_zero3_enabled()
-        return PeftModel.from_pretrained(base, str(adapter), is_trainable=trainable, autocast_adapter_dtype=autocast)
-    except (RuntimeError, KeyError, OSError, ValueError) as error:
+        model = PeftModel.from_pretrained(base, str(adapter), is_trainable=trainable, autocast_adapter_dtype=autocast)
+        needed = {name.replace(".default.", ".") for name, _ in model.named_parameters() if ".default." in name}
+        if held != needed:
+            # peft only warns of weights that are missing, and passes over those that fit nowhere.
+            raise ValueError(f"weights missing: {len(needed - held)}, weights that fit nowhere: {len(held - needed)}")
+        return model
+    except (RuntimeError, KeyError, OSError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"the adapter in {adapter} cannot be loaded onto its base model ({str(error).splitlines()[0]}). It is "
             "damaged: delete the folder and train it again."
@@ -225,8 +234,9 @@ def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: P
             "were not gathered. Nothing was saved."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(str(folder), selected_adapters=["default"], safe_serialization=True, state_dict=state)
-    tokenizer.save_pretrained(str(folder))
+    with library_writes(folder):
+        model.save_pretrained(str(folder), selected_adapters=["default"], safe_serialization=True, state_dict=state)
+        tokenizer.save_pretrained(str(folder))
     write_json(folder / PROVENANCE, provenance)
 
 

@@ -44,6 +44,7 @@ class SftTrain(Section):
     warmup_share: Share
     global_batch_size: Count
     micro_batch_size: Count
+    questions_per_pack: Count
     lora_rank: Count
     lora_alpha: Count
     lora_dropout: Annotated[float, Field(ge=0, lt=1)]

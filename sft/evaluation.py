@@ -64,11 +64,16 @@ def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples:
     return answers
 
 
+def candidate(row: dict) -> str | None:
+    """What the judge is asked about a completion: its query, an empty one where there is none, None if it abstained."""
+    return None if row["abstained"] else row["sql"] or ""
+
+
 def judge_tasks(examples: list[dict], candidates: list[list[str | None]]) -> list[dict]:
-    """Task lines for the judge; a completion without a query is judged as an empty one."""
+    """Task lines for the judge: `candidates` holds each example's queries, None where the model abstained."""
     return [
         {"id": example["example_id"], "gold": example["gold_sql"] if example["answerable"] else None,
-         "candidates": [sql or "" for sql in queries],
+         "candidates": queries,
          **({"database": example["database"]} if example["database"] else {"context": example["context"]})}
         for example, queries in zip(examples, candidates, strict=True)
     ]
@@ -83,7 +88,7 @@ def judge_answers(examples: list[dict], answers: dict[str, list[dict]], *, datab
     """
     asked = [index for index, example in enumerate(examples) if example["answerable"]]
     tasks = judge_tasks([examples[index] for index in asked],
-                        [[answers[name][index]["sql"] for name in answers] for index in asked])
+                        [[candidate(answers[name][index]) for name in answers] for index in asked])
     rows: dict[str, list[dict]] = {name: [] for name in answers}
     with Judge(databases=databases, workers=workers or ranks.threads_per_rank(), seed=seed) as judge:
         for index, line in zip(asked, judge.stream(tasks, progress=False), strict=True):

@@ -5,29 +5,54 @@ from __future__ import annotations
 import random
 
 
-def global_batches(lengths: list[int], *, epochs: float, global_batch_size: int, seed: int) -> list[int]:
+def global_batches(lengths: list[int], *, epochs: float, global_batch_size: int, seed: int,
+                   groups: list[str] | None = None, group_size: int = 1) -> list[int]:
     """Row indices in training order: a whole number of global batches, each sorted by length, longest first.
 
     Rows are shuffled anew for every epoch and cut into global batches at random; only inside a batch are they sorted,
     so that the rows of a micro-batch are of like length (little padding) while batches stay unbiased. Rows that do not
     fill the last batch are left to the next epoch, and dropped at the very end; fewer rows than one batch are repeated.
 
+    `groups` names the group of each row; rows of one group then stay together in runs of up to `group_size`, drawn at
+    random, whose order is shuffled (what `sft.packing` needs to share a schema between questions).
+
     Example: lengths [3, 1, 2, 5], global_batch_size 2, one epoch, shuffle [2, 0, 3, 1] -> [0, 2, 3, 1].
     """
     if not lengths:
         raise ValueError("there is not one row to train on. See the counts of dropped rows above for the reasons.")
     total = int(len(lengths) * epochs) // global_batch_size * global_batch_size or global_batch_size
-    drawn: list[int] = []
-    epoch = 0
-    while len(drawn) < total:
-        rows = list(range(len(lengths)))
-        random.Random(f"{seed}:{epoch}").shuffle(rows)
-        drawn += rows
+    drawn: list[list[int]] = []
+    count = epoch = 0
+    while count < total:
+        runs = _runs(len(lengths), groups, group_size, random.Random(f"{seed}:{epoch}"))
+        drawn += runs
+        count += len(lengths)
         epoch += 1
+    rows = [row for run in drawn for row in run]
     order = []
     for start in range(0, total, global_batch_size):
-        order += sorted(drawn[start : start + global_batch_size], key=lambda row: (-lengths[row], row))
+        batch = rows[start : start + global_batch_size]
+        longest = {}
+        for row in batch:
+            group = groups[row] if groups else row
+            longest[group] = max(longest.get(group, 0), lengths[row])
+        order += sorted(batch, key=lambda row: (-longest[groups[row] if groups else row],
+                                                groups[row] if groups else "", -lengths[row], row))
     return order
+
+
+def _runs(count: int, groups: list[str] | None, size: int, chance: random.Random) -> list[list[int]]:
+    """All rows once, in random order, as runs of up to `size` rows of one group."""
+    rows = list(range(count))
+    chance.shuffle(rows)
+    if groups is None or size == 1:
+        return [[row] for row in rows]
+    members: dict[str, list[int]] = {}
+    for row in rows:
+        members.setdefault(groups[row], []).append(row)
+    runs = [found[start : start + size] for found in members.values() for start in range(0, len(found), size)]
+    chance.shuffle(runs)
+    return runs
 
 
 def accumulation_steps(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:

@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import socket
+import warnings
 import sys
 from datetime import timedelta
 
@@ -29,6 +30,8 @@ def prepare_environment(*, distributed: bool) -> None:
     # Idle OpenMP threads that spin make two ranks on the same cores collapse.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # trl still sets names that transformers renames; nothing a user could act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
     if (launched or "RANK" in os.environ) and sys.platform == "linux":
         # A launcher that is killed cannot end its ranks: without this they would go on and write into the same files.
@@ -73,8 +76,11 @@ def threads_per_rank() -> int:
     return max(1, cores() // local_ranks())
 
 
-def start(*, deepspeed: bool) -> None:
-    """Join the process group (where there is one) and set the thread count; call once, before any model is loaded."""
+def start(*, zero: bool) -> None:
+    """Join the process group (where there is one) and set the thread count; call once, before any model is loaded.
+
+    `zero`: DeepSpeed ZeRO will train in this process.
+    """
     import torch
 
     torch.set_num_threads(threads_per_rank())
@@ -83,7 +89,8 @@ def start(*, deepspeed: bool) -> None:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
-    elif deepspeed:
+    elif zero:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # DeepSpeed's shared-memory reduction would be compiled at the first start (a minute, and a C++ compiler);
         # gloo does the same work on the CPU.
         import deepspeed.ops

@@ -36,6 +36,7 @@ def run(config, overwrite: bool) -> None:
     from sft.checkpoint import fingerprint, load_base, load_tokenizer, precision_dtype, resolve_model, save_adapter
     from sft.configuration import validate_trl
     from sft.examples import load, prepare
+    from sft.order import accumulation_steps
     from sft.prompt import prompt_hash
     from sft.records import peak_memory_bytes, save_configuration, write_card
 
@@ -48,7 +49,8 @@ def run(config, overwrite: bool) -> None:
     from sft.training import RESERVED
 
     validate_trl(config.train.trl, SFTConfig, RESERVED)
-    ranks.start(deepspeed=False)
+    ranks.start(zero=False)
+    accumulation_steps(config.train.global_batch_size, config.train.micro_batch_size, ranks.world_size())
     folder = Path(config.run)
     output = folder / "sft"
     if ranks.is_main():
@@ -109,7 +111,7 @@ def run(config, overwrite: bool) -> None:
     if ranks.is_main():
         print(f"LoRA: {trainable:,} of {total:,} parameters are trained ({trainable / total:.2%})")
     keys = ("epochs", "learning_rate", "warmup_share", "global_batch_size", "micro_batch_size",
-            "gradient_checkpointing", "evaluations", "trl")
+            "questions_per_pack", "gradient_checkpointing", "evaluations", "trl")
     result = train(model, tokenizer, rows, output / "checkpoints", seed=config.seed,
                    evaluate=lambda step: measure(model, f"SFT step {step}"),
                    bf16="bfloat16" in str(precision_dtype(config.train.precision)),

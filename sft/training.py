@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft import ranks
-from sft.artefacts import write_json
+from sft.artefacts import content_hash, library_writes, write_json
 from sft.order import accumulation_steps, global_batches
+from sft.packing import pack
 from sft.prompt import completion_ids, prompt_ids, render, target_text
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ GENERAL_TEXT = Path(__file__).with_name("general_text.txt")
 
 def tokenized_rows(tokenizer: PreTrainedTokenizerBase, examples: list[dict], *, schema_style: str,
                    max_prompt_tokens: int, max_completion_tokens: int) -> list[dict]:
-    """Rows {input_ids, labels}: labels are -100 on the prompt, and the ids of query and EOS on the completion.
+    """Rows {input_ids, labels, schema}: labels are -100 on the prompt, and the ids of query and EOS on the completion.
 
     Example: prompt ids [5, 6], completion ids [7, 2] -> input_ids [5, 6, 7, 2], labels [-100, -100, 7, 2].
     Rows over the limits are left out and counted; ValueError if they are more than `MAX_DROPPED_SHARE` of all.
@@ -36,7 +37,8 @@ def tokenized_rows(tokenizer: PreTrainedTokenizerBase, examples: list[dict], *, 
         if len(prompt) > max_prompt_tokens or len(completion) > max_completion_tokens:
             dropped += 1
             continue
-        rows.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
+        rows.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion,
+                     "schema": content_hash(example["context"])[:16]})
     if ranks.is_main():
         print(f"training rows: {len(examples)} read, {len(rows)} kept, {dropped} dropped as too long "
               f"(prompt over {max_prompt_tokens} or answer over {max_completion_tokens} tokens)")
@@ -49,12 +51,13 @@ def tokenized_rows(tokenizer: PreTrainedTokenizerBase, examples: list[dict], *, 
     return rows
 
 
-def in_training_order(rows: list[dict], *, epochs: float, global_batch_size: int, seed: int) -> Dataset:
+def in_training_order(rows: list[dict], *, epochs: float, global_batch_size: int, questions_per_pack: int,
+                      seed: int) -> Dataset:
     """All rows of all epochs, in the order in which they are trained on (see `sft.order.global_batches`)."""
     from datasets import Dataset
 
     order = global_batches([len(row["input_ids"]) for row in rows], epochs=epochs, global_batch_size=global_batch_size,
-                           seed=seed)
+                           groups=[row["schema"] for row in rows], group_size=questions_per_pack, seed=seed)
     return Dataset.from_list([rows[index] for index in order])
 
 
@@ -97,8 +100,21 @@ def general_text_loss(model, tokenizer: PreTrainedTokenizerBase) -> float:
     return total / count
 
 
+def mark_checkpoint(folder: Path, step: int) -> None:
+    """Say that the checkpoint of a step is whole: written by all ranks. Call it when the trainer has saved one."""
+    ranks.barrier()
+    if ranks.is_main():
+        write_json(folder / f"checkpoint-{step}" / "complete.json", {"step": step})
+
+
+def last_whole_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint in a trainer's folder that was not cut short; None where there is none to go on from."""
+    whole = {int(mark.parent.name.split("-")[1]): mark.parent for mark in folder.glob("checkpoint-*/complete.json")}
+    return str(whole[max(whole)]) if whole else None
+
+
 def train(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict], folder: Path, *,
-          evaluate: Callable[[int], dict], epochs: float, learning_rate: float, warmup_share: float,
+          evaluate: Callable[[int], dict], questions_per_pack: int, epochs: float, learning_rate: float, warmup_share: float,
           global_batch_size: int, micro_batch_size: int, gradient_checkpointing: bool, evaluations: int, seed: int,
           bf16: bool, trl: dict) -> dict:
     """Train the adapter; afterwards the model holds the weights of its best evaluation.
@@ -109,14 +125,32 @@ def train(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict]
     """
     from peft import load_peft_weights, set_peft_model_state_dict
     from transformers import TrainerCallback
-    from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTConfig, SFTTrainer
 
     score_completion_only()
-    dataset = in_training_order(rows, epochs=epochs, global_batch_size=global_batch_size, seed=seed)
+    attention = model.config._attn_implementation
+    if questions_per_pack > 1 and attention not in ("eager", "sdpa"):
+        # These kernels take no mask of their own shape.
+        questions_per_pack = 1
+        if ranks.is_main():
+            print(f"train.questions_per_pack: 1, since {attention} cannot share a schema between questions")
+    dataset = in_training_order(rows, epochs=epochs, global_batch_size=global_batch_size,
+                                questions_per_pack=questions_per_pack, seed=seed)
     steps = len(dataset) // global_batch_size
     interval = max(1, -(-steps // evaluations))
     record = folder / "evaluations.json"
+
+    class PackedTrainer(SFTTrainer):
+        def compute_loss(self, *arguments, **keywords):
+            loss = super().compute_loss(*arguments, **keywords)
+            # trl sums the attention mask to count tokens, which says nothing for a mask of packs.
+            self._metrics["train"].pop("num_tokens", None)
+            return loss
+
+    def collator(batch: list[dict]) -> dict:
+        if questions_per_pack == 1:
+            batch = [{**row, "schema": index} for index, row in enumerate(batch)]
+        return pack(batch, pad_token_id=tokenizer.pad_token_id, attention=attention)
 
     class Watch(TrainerCallback):
         """Evaluates after each checkpoint is saved, so that a checkpoint without its evaluation can be seen to."""
@@ -135,6 +169,7 @@ def train(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict]
                 self.measure(state.global_step)
 
         def on_save(self, args, state, control, **kwargs):
+            mark_checkpoint(folder, state.global_step)
             self.measure(state.global_step)
 
     watch = Watch()
@@ -146,11 +181,12 @@ def train(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict]
         "max_length": None,
         "train_sampling_strategy": "sequential", "save_strategy": "steps", "save_steps": interval,
         "logging_steps": max(1, steps // 50), "report_to": "tensorboard", "dataloader_pin_memory": False,
-        **trl,
+        "remove_unused_columns": False, "dataset_kwargs": {"skip_prepare_dataset": True}, **trl,
     }
-    trainer = SFTTrainer(model=model, args=SFTConfig(**arguments), train_dataset=dataset, processing_class=tokenizer,
-                         callbacks=[watch])
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None)
+    trainer = PackedTrainer(model=model, args=SFTConfig(**arguments), train_dataset=dataset, processing_class=tokenizer,
+                            data_collator=collator, callbacks=[watch])
+    with library_writes(folder):
+        trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
     best = max(watch.found, key=lambda step: (watch.found[step]["execution_accuracy"], -int(step)))
     weights = load_peft_weights(str(folder / f"checkpoint-{best}"), device=str(model.device))
     set_peft_model_state_dict(model, weights)
@@ -160,4 +196,4 @@ def train(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict]
 # The names of trl's arguments that keys of ours already set.
 RESERVED = {"output_dir", "max_steps", "num_train_epochs", "learning_rate", "warmup_steps", "seed", "bf16", "fp16", "use_cpu",
             "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "save_strategy",
-            "save_steps", "train_sampling_strategy", "deepspeed", "max_length"}
+            "save_steps", "train_sampling_strategy", "deepspeed", "max_length", "remove_unused_columns", "dataset_kwargs"}

@@ -10,10 +10,13 @@ from reward.queries import query_kinds
 from sft.embedded import aggregates, chains, joins, nested, sets, single
 from sft.embedded.grammar import Draft, World
 from sft.embedded.phrases import article
+from sft.embedded.renaming import renamed
 from sft.embedded.rows import draw_rows, write_database
 from sft.embedded.schema import SPLITS, Database, load_databases
 
 SIZES = {"train": 2000, "dev": 400, "test": 500}
+# Every train database also stands under so many other sets of names, each with rows and questions of its own.
+RENAMED = 3
 MAX_RESULT_ROWS = 60
 
 # Weights are rough percentages of the questions; a template that a database cannot serve gives its share away.
@@ -70,6 +73,8 @@ def build(seed: int = 0, folder: Path = Path("databases")) -> dict[str, list[dic
     splits: dict[str, list[dict]] = {}
     for split in reversed(SPLITS):
         members = [database for database in databases if database.split == split]
+        if split == "train":
+            members += [renamed(database, number) for number in range(2, 2 + RENAMED) for database in members]
         share, rest = divmod(SIZES[split], len(members))
         examples, keys = [], set()  # examples: one list a database
         for index, database in enumerate(members):

@@ -1,0 +1,97 @@
+"""answer: prints the query and its rows, runs nothing but one SELECT, and never writes to the database."""
+
+import sys
+
+import pytest
+
+import sft.sampler
+from preference.answer import main
+from sft import ranks
+from sft.artefacts import file_hash
+from sft.sampler import Completion
+
+
+def ask(monkeypatch, *arguments):
+    """Run the entry script in this process; returns its exit status or error message."""
+    # torch's threads of this process are spinning ones: two of them on a busy machine wait for each other.
+    monkeypatch.setattr(ranks, "threads_per_rank", lambda: 1)
+    monkeypatch.setattr(sys, "argv", ["answer", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    return exit.value.code
+
+
+@pytest.fixture
+def database(pets):
+    return pets / "database" / "pets" / "pets.sqlite"
+
+
+@pytest.fixture
+def say(monkeypatch, pet_models, database, capsys):
+    """Ask with a model that completes every prompt with a given text: (exit status, what was printed)."""
+
+    def say(text, *more):
+        completion = Completion(text, (), 0.0, 1, True)
+        monkeypatch.setattr(sft.sampler, "generate", lambda *arguments, **keywords: [[completion]])
+        status = ask(monkeypatch, "--model", pet_models["base"], "--database", database, *more, "a question")
+        return status, capsys.readouterr().out
+
+    return say
+
+
+def test_a_trained_adapter_answers(monkeypatch, pet_models, database, capsys):
+    before = file_hash(database)
+    question = "Name the pets older than three, oldest first."
+    assert ask(monkeypatch, "--model", pet_models["sft"], "--database", database, question) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("SELECT name FROM pet WHERE age > 3 ORDER BY age DESC\n")
+    assert printed.index("Cy") < printed.index("Bo") and "Ada" not in printed and "2 row(s)" in printed
+    assert file_hash(database) == before and [path.name for path in database.parent.iterdir()] == ["pets.sqlite"]
+
+
+def test_rows_over_the_limit_are_counted_and_not_shown(say):
+    status, printed = say("SELECT name, NULL FROM pet ORDER BY name", "--rows", "2")
+    assert status == 0 and "Ada" in printed and "NULL" in printed and "Cy" not in printed and "4 row(s)" in printed
+
+
+def test_brackets_in_queries_and_cells_are_shown_as_they_are(say):
+    status, printed = say("SELECT '[red]x[/red]' AS [bold], '[/]' AS b")
+    assert status == 0 and printed.startswith("SELECT '[red]x[/red]' AS [bold], '[/]' AS b\n") and "[red]x[/red]" in printed
+
+
+def test_escape_sequences_do_not_reach_the_terminal(say):
+    status, printed = say("SELECT char(27) || ']0;title' || char(7) AS a")
+    assert status == 0 and "\x1b" not in printed and "\x07" not in printed and "title" in printed
+
+
+@pytest.mark.parametrize("text", ["DELETE FROM pet", "SELECT 1; DROP TABLE pet", "PRAGMA user_version = 9"])
+def test_anything_but_one_select_is_shown_and_not_run(say, database, text):
+    before = file_hash(database)
+    status, printed = say(text)
+    assert status == 1 and printed.startswith(f"{text}\nnot run: ")
+    assert file_hash(database) == before
+
+
+def test_a_query_that_fails_says_why(say):
+    status, printed = say("SELECT colour FROM pet")
+    assert status == 1 and "sql_error: no such column: colour" in printed
+
+
+@pytest.mark.parametrize(("text", "said"), [("UNANSWERABLE", "this schema cannot answer"), ("", "No query.")])
+def test_no_query_is_said(say, text, said):
+    status, printed = say(text)
+    assert status == 1 and said in printed
+
+
+def test_what_is_no_database_is_refused(monkeypatch, pet_models, tmp_path):
+    model = pet_models["base"]
+    for missing in (tmp_path / "none.sqlite", tmp_path):
+        message = ask(monkeypatch, "--model", model, "--database", missing, "q")
+        assert message == f"error: --database {missing} is not a file. Name an existing SQLite file."
+    (tmp_path / "text.sqlite").write_text("not a database, though it bears the name of one\n" * 100)
+    message = ask(monkeypatch, "--model", model, "--database", tmp_path / "text.sqlite", "q")
+    assert message.startswith("error: text.sqlite is not a readable SQLite database")
+
+
+def test_a_model_that_is_not_there_is_named(monkeypatch, database):
+    assert "model: there is no folder ./none" in ask(monkeypatch, "--model", "./none", "--database", database, "q")

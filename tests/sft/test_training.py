@@ -1,0 +1,273 @@
+"""Stage one's training: exact ids and labels, what trl really trains on, losses by hand, and the best checkpoint kept."""
+
+import json
+
+import pytest
+import torch
+import trl.trainer.utils
+from safetensors.torch import load_file
+from trl import SFTConfig, SFTTrainer
+
+import sft.training
+from sft.checkpoint import load_base, load_tokenizer
+from sft.evaluation import answer
+from sft.order import global_batches
+from sft.training import (
+    general_text_loss,
+    in_training_order,
+    lora_model,
+    score_completion_only,
+    tokenized_rows,
+    train,
+)
+
+CONTEXT = "CREATE TABLE pet (name TEXT, age INTEGER)"
+LIMITS = {"schema_style": "compact", "max_prompt_tokens": 512, "max_completion_tokens": 96}
+GOLD = {
+    "How many pets?": "SELECT COUNT(*) FROM pet",
+    "Name every pet.": "SELECT name FROM pet",
+    "Name the pets older than three, oldest first.": "SELECT name FROM pet WHERE age > 3 ORDER BY age DESC",
+    "What is the mean age of a pet?": "SELECT AVG(age) FROM pet",
+}
+
+
+def example(question, gold):
+    return {"example_id": question, "question": question, "context": CONTEXT, "gold_sql": gold,
+            "answerable": gold is not None}
+
+
+EXAMPLES = [example(question, gold) for question, gold in GOLD.items()]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model):
+    return load_tokenizer(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer):
+    return tokenized_rows(tokenizer, EXAMPLES, **LIMITS)
+
+
+@pytest.fixture
+def model(tiny_model):
+    base = load_base(tiny_model, precision="fp32")
+    return lora_model(base, rank=8, alpha=16, dropout=0.0, gradient_checkpointing=False, seed=0)
+
+
+def trainer_of(model, tokenizer, rows, folder):
+    """A trainer as stage one makes it, to ask for batches and losses."""
+    arguments = SFTConfig(output_dir=str(folder), bf16=False, use_cpu=True, max_length=None, gradient_checkpointing=False,
+                          per_device_train_batch_size=len(rows), train_sampling_strategy="sequential", report_to="none")
+    dataset = in_training_order(rows, epochs=1, global_batch_size=len(rows), seed=0)
+    return SFTTrainer(model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer)
+
+
+# -------------------------------------------------------------- ids and labels
+
+
+def test_ids_and_labels_are_exactly_these(tokenizer):
+    [row] = tokenized_rows(tokenizer, EXAMPLES[:1], **LIMITS)
+    prompt = ("<|im_start|>system\nAnswer with one SQLite query.<|im_end|>\n<|im_start|>user\npet(name, age)\n"
+              "Question: How many pets?<|im_end|>\n<|im_start|>assistant\n")
+    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    gold_ids = tokenizer("SELECT COUNT(*) FROM pet", add_special_tokens=False)["input_ids"]
+    assert row == {"input_ids": [*prompt_ids, *gold_ids, 2], "labels": [-100] * len(prompt_ids) + [*gold_ids, 2]}
+    # SELECT is one token of the tiny vocabulary; the system and user turns end with ids that are no labels.
+    assert tokenizer.decode(row["labels"][len(prompt_ids)]) == "SELECT" and row["input_ids"].count(2) == 3
+
+
+def test_a_question_without_answer_teaches_the_word(tokenizer):
+    [row] = tokenized_rows(tokenizer, [example("Who is the king?", None)], **LIMITS)
+    taught = [label for label in row["labels"] if label != -100]
+    assert tokenizer.decode(taught) == "UNANSWERABLE<|im_end|>"
+
+
+def test_rows_at_the_limits_stay_and_longer_ones_are_counted(tokenizer, rows, capsys):
+    prompts = [row["labels"].count(-100) for row in rows]
+    answers = [len(row["labels"]) - prompt for row, prompt in zip(rows, prompts, strict=True)]
+    many = EXAMPLES[:2] * 20 + EXAMPLES[2:3]
+    limits = {"schema_style": "compact", "max_prompt_tokens": max(prompts[:2]), "max_completion_tokens": max(answers[:2])}
+    assert prompts[2] > limits["max_prompt_tokens"] and answers[2] > limits["max_completion_tokens"]
+    capsys.readouterr()
+    assert len(tokenized_rows(tokenizer, many, **limits)) == 40
+    assert capsys.readouterr().out == (
+        f"training rows: 41 read, 40 kept, 1 dropped as too long (prompt over {max(prompts[:2])} or answer over "
+        f"{max(answers[:2])} tokens)\n"
+    )
+    # Each limit counts by itself.
+    for limit in ("max_prompt_tokens", "max_completion_tokens"):
+        assert len(tokenized_rows(tokenizer, many, **LIMITS | {limit: limits[limit]})) == 40
+
+
+def test_more_than_a_twentieth_lost_is_an_error(tokenizer, rows):
+    shorter = LIMITS | {"max_completion_tokens": 20}
+    many = EXAMPLES[:1] * 18 + EXAMPLES[2:3]
+    assert len(tokenized_rows(tokenizer, EXAMPLES[:1] * 19 + EXAMPLES[2:3], **shorter)) == 19
+    with pytest.raises(ValueError) as error:
+        tokenized_rows(tokenizer, many, **shorter)
+    message = str(error.value)
+    assert "1 of 19 training rows are longer than prompt.max_prompt_tokens 512 or evaluate.max_new_tokens 20" in message
+    assert "at most 5% may be lost" in message and "prompt.schema_style: compact" in message
+
+
+def test_rows_stand_in_the_order_of_global_batches(rows):
+    lengths = [len(row["input_ids"]) for row in rows]
+    order = global_batches(lengths, epochs=3, global_batch_size=2, seed=4)
+    assert in_training_order(rows, epochs=3, global_batch_size=2, seed=4).to_list() == [rows[index] for index in order]
+
+
+# ---------------------------------------------------------------------- losses
+
+
+def plain_loss(model, row):
+    """(summed, count): cross-entropy of the completion's tokens from a plain forward, without trl."""
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0].double()
+    logp = logits.log_softmax(-1)
+    taught = [(place, token) for place, token in enumerate(row["labels"]) if token != -100]
+    return -sum(logp[place - 1, token].item() for place, token in taught), len(taught)
+
+
+def test_the_loss_is_the_mean_over_completion_tokens_and_no_padding_changes_it(model, tokenizer, rows, tmp_path):
+    by_hand = [plain_loss(model, row) for row in rows]
+    score_completion_only()
+    trainer = trainer_of(model, tokenizer, rows, tmp_path)
+    alone = [trainer.compute_loss(trainer.model, trainer.data_collator([row])).item() for row in rows]
+    assert alone == pytest.approx([total / count for total, count in by_hand], abs=1e-5)
+    batch = trainer.data_collator(rows)
+    assert (batch["input_ids"] == tokenizer.pad_token_id).any()
+    together = trainer.compute_loss(trainer.model, batch).item()
+    assert together == pytest.approx(sum(total for total, _ in by_hand) / sum(count for _, count in by_hand), abs=1e-5)
+
+
+def test_scoring_the_completion_only_changes_neither_loss_nor_gradients(model, tokenizer, rows, tmp_path, monkeypatch):
+    found = []
+    for only in (False, True):
+        monkeypatch.setattr(trl.trainer.utils, "_use_triton", lambda device: False)
+        if only:
+            score_completion_only()
+        trainer = trainer_of(model, tokenizer, rows, tmp_path)
+        with torch.no_grad():  # B is zero at first, and with it the gradient of A
+            torch.manual_seed(1)
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.1)
+        model.zero_grad()
+        loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
+        loss.backward()
+        found.append((loss.item(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()
+                                    if parameter.requires_grad}))
+    (full_loss, full), (loss, gradients) = found
+    assert loss == pytest.approx(full_loss, abs=1e-6)
+    assert full.keys() == gradients.keys() and len(full) == 28
+    for name in full:
+        assert full[name].abs().max() > 1e-5, name
+        assert torch.allclose(full[name], gradients[name], atol=1e-6), name
+
+
+def test_general_text_loss_is_that_of_guessing_for_a_random_model(tiny_model, tokenizer):
+    """A random model knows nothing: about the logarithm of its vocabulary, 483 tokens, on text it never saw."""
+    loss = general_text_loss(load_base(tiny_model, precision="fp32"), tokenizer)
+    assert loss == pytest.approx(torch.log(torch.tensor(483.0)).item(), abs=0.1)
+    assert general_text_loss(load_base(tiny_model, precision="bf16"), tokenizer) == pytest.approx(loss, abs=0.02)
+
+
+def test_general_text_loss_by_hand(tiny_model, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(sft.training, "GENERAL_TEXT", tmp_path / "text.txt")
+    lines = ["The bridge is old.", "Rain fell on the city of Lisbon all day."]
+    (tmp_path / "text.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    model = load_base(tiny_model, precision="fp32").eval()
+    rows = [tokenizer(line, add_special_tokens=False)["input_ids"] for line in lines]
+    sums = [plain_loss(model, {"input_ids": ids, "labels": [-100, *ids[1:]]}) for ids in rows]
+    wanted = sum(total for total, _ in sums) / sum(count for _, count in sums)
+    assert general_text_loss(model, tokenizer) == pytest.approx(wanted, abs=1e-5)
+
+
+# ------------------------------------------------------------------------ LoRA
+
+
+def test_lora_is_on_every_linear_layer_and_starts_at_the_base_model(tiny_model, model):
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    layers = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    assert len(trained) == 2 * 7 * 2 and all("lora_" in name for name in trained)
+    assert {layer for layer in layers for name in trained if f".{layer}." in name} == set(layers)
+    # Rank 8 on [64 -> 64, 32, 32, 64, 128, 128] and [128 -> 64], in two blocks.
+    shapes = [(64, 64), (64, 32), (64, 32), (64, 64), (64, 128), (64, 128), (128, 64)]
+    assert model.get_nb_trainable_parameters()[0] == 2 * 8 * sum(map(sum, shapes))
+    ids = torch.tensor([[1, 5, 9, 2]])
+    base = load_base(tiny_model, precision="fp32")
+    with torch.inference_mode():
+        assert torch.equal(model.eval()(input_ids=ids).logits, base.eval()(input_ids=ids).logits)
+
+
+def test_the_seed_decides_the_adapter(tiny_model):
+    def first(seed):
+        model = lora_model(load_base(tiny_model, precision="fp32"), rank=4, alpha=8, dropout=0.0,
+                           gradient_checkpointing=False, seed=seed)
+        return next(parameter for name, parameter in model.named_parameters() if "lora_A" in name)
+
+    same = first(3)
+    assert torch.equal(first(3), same) and not torch.equal(first(4), same)
+
+
+# -------------------------------------------------------------------- training
+
+
+def settings(**changes):
+    return {"epochs": 4, "learning_rate": 5e-3, "warmup_share": 0.1, "global_batch_size": 4, "micro_batch_size": 2,
+            "gradient_checkpointing": False, "evaluations": 2, "seed": 0, "bf16": False, "trl": {}} | changes
+
+
+def test_trl_trains_on_exactly_our_rows_in_our_order(model, tokenizer, rows, tmp_path, monkeypatch):
+    seen, compute_loss = [], SFTTrainer.compute_loss
+
+    def watched(self, model, inputs, *arguments, **more):
+        for ids, labels, mask in zip(inputs["input_ids"], inputs["labels"], inputs["attention_mask"], strict=True):
+            assert (labels[mask == 0] == -100).all()
+            seen.append({"input_ids": ids[mask == 1].tolist(), "labels": labels[mask == 1].tolist()})
+        return compute_loss(self, model, inputs, *arguments, **more)
+
+    monkeypatch.setattr(SFTTrainer, "compute_loss", watched)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    result = train(model, tokenizer, rows, tmp_path / "checkpoints", evaluate=lambda step: {"execution_accuracy": step / 10},
+                   **settings())
+    assert seen == in_training_order(rows, epochs=4, global_batch_size=4, seed=0).to_list()
+    assert result["steps"] == 4 and result["best_step"] == 4
+    assert json.loads((tmp_path / "checkpoints" / "evaluations.json").read_text()) == result["evaluations"] == {
+        "2": {"execution_accuracy": 0.2}, "4": {"execution_accuracy": 0.4},
+    }
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) is not parameter.requires_grad, name
+
+
+@pytest.mark.parametrize(("accuracies", "best"), [((0.5, 0.4), 2), ((0.5, 0.5), 2), ((0.4, 0.5), 4)])
+def test_the_model_ends_with_the_weights_of_its_best_evaluation(model, tokenizer, rows, tmp_path, accuracies, best):
+    """Of two equal evaluations the earlier one: it has drifted less."""
+    given = dict(zip((2, 4), accuracies, strict=True))
+    result = train(model, tokenizer, rows, tmp_path, evaluate=lambda step: {"execution_accuracy": given[step]}, **settings())
+    assert result["best_step"] == best
+    held = {name.replace(".default.", "."): parameter for name, parameter in model.named_parameters() if "lora_" in name}
+    for step in (2, 4):
+        saved = load_file(tmp_path / f"checkpoint-{step}" / "adapter_model.safetensors")
+        assert saved.keys() == held.keys()
+        assert all(torch.equal(saved[name], held[name]) for name in saved) is (step == best)
+
+
+def test_a_tiny_model_learns_its_rows_and_when_to_stop(tiny_model, tokenizer, rows, tmp_path):
+    base = load_base(tiny_model, precision="fp32")
+    with torch.no_grad():  # the random model's logits are too small to ever be sure of a token
+        base.model.norm.weight.mul_(12)
+    model = lora_model(base, rank=32, alpha=64, dropout=0.0, gradient_checkpointing=False, seed=0)
+
+    def evaluate(step):
+        answers = answer(model, tokenizer, EXAMPLES, schema_style="compact", max_new_tokens=30, batch_size=4)
+        return {"execution_accuracy": sum(row["sql"] == gold for row, gold in zip(answers, GOLD.values(), strict=True)) / 4}
+
+    result = train(model, tokenizer, rows, tmp_path, evaluate=evaluate,
+                   **settings(epochs=60, learning_rate=5e-3, evaluations=1))
+    assert result["evaluations"] == {"60": {"execution_accuracy": 1.0}}
+    losses = [row["loss"] for row in result["log"] if "loss" in row]
+    assert losses[0] > 4 and losses[-1] < 0.1
+    answers = answer(model, tokenizer, EXAMPLES, schema_style="compact", max_new_tokens=30, batch_size=2)
+    assert [row["completion"] for row in answers] == list(GOLD.values()) and all(row["ended_with_eos"] for row in answers)
