@@ -64,6 +64,31 @@ def test_fewer_rows_than_a_batch_are_repeated():
     assert len(order) == 8 and {order.count(row) for row in range(3)} <= {2, 3}
 
 
+# ---------------------------------------------------------------------- groups
+
+
+def test_rows_of_a_group_stay_together_in_runs():
+    """Twelve rows of three schemas in runs of up to two: every batch of four holds two runs."""
+    groups = ["a", "b", "c"] * 4
+    lengths = [5, 9, 7] * 4
+    order = global_batches(lengths, epochs=2, global_batch_size=4, seed=0, groups=groups, group_size=2)
+    assert sorted(order[:12]) == sorted(order[12:]) == list(range(12))
+    for start in range(0, 24, 4):
+        batch = [groups[row] for row in order[start : start + 4]]
+        assert batch[0] == batch[1] and batch[2] == batch[3]
+        # Longest group first: b (9), c (7), a (5).
+        assert ["b", "c", "a"].index(batch[0]) <= ["b", "c", "a"].index(batch[2])
+    assert order[:12] != order[12:]
+
+
+def test_a_group_size_of_one_draws_rows_as_without_groups():
+    lengths = [3] * 40
+    plain = global_batches(lengths, epochs=1, global_batch_size=8, seed=7)
+    grouped = global_batches(lengths, epochs=1, global_batch_size=8, seed=7, groups=["ab"[row % 2] for row in range(40)])
+    for start in range(0, 40, 8):
+        assert sorted(grouped[start : start + 8]) == sorted(plain[start : start + 8])
+
+
 def test_no_rows_is_an_error_that_points_to_the_counts():
     with pytest.raises(ValueError, match="not one row to train on.*counts of dropped rows"):
         global_batches([], epochs=1, global_batch_size=8, seed=0)

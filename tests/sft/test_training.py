@@ -9,13 +9,16 @@ from safetensors.torch import load_file
 from trl import SFTConfig, SFTTrainer
 
 import sft.training
+from sft.artefacts import content_hash
 from sft.checkpoint import load_base, load_tokenizer
 from sft.evaluation import answer
 from sft.order import global_batches
 from sft.training import (
     general_text_loss,
     in_training_order,
+    last_whole_checkpoint,
     lora_model,
+    mark_checkpoint,
     score_completion_only,
     tokenized_rows,
     train,
@@ -59,7 +62,7 @@ def trainer_of(model, tokenizer, rows, folder):
     """A trainer as stage one makes it, to ask for batches and losses."""
     arguments = SFTConfig(output_dir=str(folder), bf16=False, use_cpu=True, max_length=None, gradient_checkpointing=False,
                           per_device_train_batch_size=len(rows), train_sampling_strategy="sequential", report_to="none")
-    dataset = in_training_order(rows, epochs=1, global_batch_size=len(rows), seed=0)
+    dataset = in_training_order(rows, epochs=1, global_batch_size=len(rows), questions_per_pack=1, seed=0)
     return SFTTrainer(model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer)
 
 
@@ -72,7 +75,8 @@ def test_ids_and_labels_are_exactly_these(tokenizer):
               "Question: How many pets?<|im_end|>\n<|im_start|>assistant\n")
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     gold_ids = tokenizer("SELECT COUNT(*) FROM pet", add_special_tokens=False)["input_ids"]
-    assert row == {"input_ids": [*prompt_ids, *gold_ids, 2], "labels": [-100] * len(prompt_ids) + [*gold_ids, 2]}
+    assert row == {"input_ids": [*prompt_ids, *gold_ids, 2], "labels": [-100] * len(prompt_ids) + [*gold_ids, 2],
+                   "schema": content_hash(CONTEXT)[:16]}
     # SELECT is one token of the tiny vocabulary; the system and user turns end with ids that are no labels.
     assert tokenizer.decode(row["labels"][len(prompt_ids)]) == "SELECT" and row["input_ids"].count(2) == 3
 
@@ -113,8 +117,9 @@ def test_more_than_a_twentieth_lost_is_an_error(tokenizer, rows):
 
 def test_rows_stand_in_the_order_of_global_batches(rows):
     lengths = [len(row["input_ids"]) for row in rows]
-    order = global_batches(lengths, epochs=3, global_batch_size=2, seed=4)
-    assert in_training_order(rows, epochs=3, global_batch_size=2, seed=4).to_list() == [rows[index] for index in order]
+    order = global_batches(lengths, epochs=3, global_batch_size=2, groups=["pet"] * 4, group_size=4, seed=4)
+    found = in_training_order(rows, epochs=3, global_batch_size=2, questions_per_pack=4, seed=4)
+    assert found.to_list() == [rows[index] for index in order]
 
 
 # ---------------------------------------------------------------------- losses
@@ -215,7 +220,7 @@ def test_the_seed_decides_the_adapter(tiny_model):
 
 
 def settings(**changes):
-    return {"epochs": 4, "learning_rate": 5e-3, "warmup_share": 0.1, "global_batch_size": 4, "micro_batch_size": 2,
+    return {"questions_per_pack": 1, "epochs": 4, "learning_rate": 5e-3, "warmup_share": 0.1, "global_batch_size": 4, "micro_batch_size": 2,
             "gradient_checkpointing": False, "evaluations": 2, "seed": 0, "bf16": False, "trl": {}} | changes
 
 
@@ -223,22 +228,88 @@ def test_trl_trains_on_exactly_our_rows_in_our_order(model, tokenizer, rows, tmp
     seen, compute_loss = [], SFTTrainer.compute_loss
 
     def watched(self, model, inputs, *arguments, **more):
-        for ids, labels, mask in zip(inputs["input_ids"], inputs["labels"], inputs["attention_mask"], strict=True):
-            assert (labels[mask == 0] == -100).all()
-            seen.append({"input_ids": ids[mask == 1].tolist(), "labels": labels[mask == 1].tolist()})
+        mask = inputs["attention_mask"]
+        allowed = mask if mask.dtype == torch.bool else mask == 0
+        for row, ids in enumerate(inputs["input_ids"]):
+            held = allowed[row, 0, :, 0]  # padding does not see the first token
+            assert (inputs["labels"][row][~held] == -100).all()
+            assert inputs["position_ids"][row][held].tolist() == list(range(held.sum()))
+            assert torch.equal(allowed[row, 0][held][:, held], torch.ones(held.sum(), held.sum()).tril().bool())
+            seen.append({"input_ids": ids[held].tolist(), "labels": inputs["labels"][row][held].tolist()})
         return compute_loss(self, model, inputs, *arguments, **more)
 
     monkeypatch.setattr(SFTTrainer, "compute_loss", watched)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     result = train(model, tokenizer, rows, tmp_path / "checkpoints", evaluate=lambda step: {"execution_accuracy": step / 10},
                    **settings())
-    assert seen == in_training_order(rows, epochs=4, global_batch_size=4, seed=0).to_list()
+    wanted = in_training_order(rows, epochs=4, global_batch_size=4, questions_per_pack=1, seed=0)
+    assert seen == wanted.remove_columns("schema").to_list() and len(seen) == 16
     assert result["steps"] == 4 and result["best_step"] == 4
     assert json.loads((tmp_path / "checkpoints" / "evaluations.json").read_text()) == result["evaluations"] == {
         "2": {"execution_accuracy": 0.2}, "4": {"execution_accuracy": 0.4},
     }
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) is not parameter.requires_grad, name
+
+
+def test_the_last_step_is_evaluated_even_where_steps_do_not_divide(model, tokenizer, rows, tmp_path):
+    asked = []
+    train(model, tokenizer, rows, tmp_path, evaluate=lambda step: asked.append(step) or {"execution_accuracy": 0.5},
+          **settings(epochs=5, evaluations=2))
+    assert asked == [3, 5]
+
+
+def test_packs_and_micro_batches_do_not_change_what_is_learned(tiny_model, tokenizer, rows, tmp_path):
+    """One row at a time, all four in one batch, and all four packed round their schema: the same losses and weights."""
+    found = []
+    for number, (micro, packed) in enumerate([(1, 1), (4, 1), (4, 4), (2, 4)]):
+        base = load_base(tiny_model, precision="fp32", attention="sdpa" if packed == 4 and micro == 2 else "eager")
+        model = lora_model(base, rank=8, alpha=16, dropout=0.0, gradient_checkpointing=False, seed=0)
+        result = train(model, tokenizer, rows, tmp_path / str(number), evaluate=lambda step: {"execution_accuracy": 1.0},
+                       **settings(micro_batch_size=micro, questions_per_pack=packed))
+        losses = [row["loss"] for row in result["log"] if "loss" in row]
+        # Four rows of one schema, so that every order holds the same rows in every batch.
+        weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+        found.append((losses, weights))
+    assert len(found[0][0]) == 4 and found[0][0][3] < found[0][0][0]
+    for losses, weights in found[1:]:
+        assert losses == pytest.approx(found[0][0], abs=1e-4)
+        assert all(torch.allclose(weights[name], found[0][1][name], atol=5e-4) for name in weights)
+
+
+def test_a_checkpoint_without_its_mark_is_passed_over(tmp_path):
+    assert last_whole_checkpoint(tmp_path / "none") is None
+    for step in (9, 10, 20):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert last_whole_checkpoint(tmp_path) is None
+    mark_checkpoint(tmp_path, 9)
+    mark_checkpoint(tmp_path, 10)
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(tiny_model, tokenizer, rows, tmp_path):
+    """Stopped after the checkpoint of step 2 and before its evaluation was kept."""
+
+    def run(folder, evaluate):
+        base = load_base(tiny_model, precision="fp32")
+        model = lora_model(base, rank=8, alpha=16, dropout=0.0, gradient_checkpointing=False, seed=0)
+        result = train(model, tokenizer, rows, folder, evaluate=evaluate, **settings())
+        return result, {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+
+    def stop(step):
+        raise KeyboardInterrupt
+
+    def score(step):
+        asked.append(step)
+        return {"execution_accuracy": step / 10}
+
+    asked = []
+    wanted, weights = run(tmp_path / "whole", score)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", stop)
+    again, resumed = run(tmp_path / "stopped", score)
+    assert asked == [2, 4, 2, 4] and again["evaluations"] == wanted["evaluations"]
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
 
 
 @pytest.mark.parametrize(("accuracies", "best"), [((0.5, 0.4), 2), ((0.5, 0.5), 2), ((0.4, 0.5), 4)])
