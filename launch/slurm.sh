@@ -28,7 +28,8 @@ gpus=${SLURM_GPUS_ON_NODE:-8}
 
 cd "${SLURM_SUBMIT_DIR:?submit this script with sbatch, from the folder of the project}"
 source .venv/bin/activate
-address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+machines=($(scontrol show hostnames "$SLURM_JOB_NODELIST"))
+address=${machines[0]}
 # Two jobs on the same machines must not meet on one port.
 port=$((20000 + SLURM_JOB_ID % 20000))
 zero_stage=${ZERO_STAGE:-2}

@@ -25,8 +25,9 @@ def pack(rows: list[dict], *, pad_token_id: int, attention: str) -> dict[str, to
     attention_mask [packs, 1, tokens, tokens]: bool (True: may see), or for `attention: eager` float32 to be added (0 or
     the smallest number). Where no pack holds two rows it is the usual [packs, tokens] one, 1 for tokens, 0 for padding.
 
-    Example: input_ids [5, 6, 1] and [5, 7, 8], labels [-100, -100, 1] and [-100, 7, 8]: the common prompt is [5], the
-    pack [5, 6, 1, 7, 8] with positions [0, 1, 2, 1, 2]; token 7 sees 5 and itself.
+    Example: input_ids [4, 5, 6, 1] and [4, 5, 7, 8], labels [-100, -100, -100, 1] and [-100, -100, 7, 8]: shared is [4],
+    since 5 predicts the second row's answer; the pack is [4, 5, 6, 1, 5, 7, 8] with positions [0, 1, 2, 3, 1, 2, 3], and
+    token 7 sees 4, the second 5 and itself.
     """
     import torch
 

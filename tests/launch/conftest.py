@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -90,10 +91,10 @@ def learning_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def sft_settings(learning_model: Path, data_files: Path) -> list[str]:
-    """--set values of stage one that make the tiny model half right in 48 steps, with checkpoints at 24 and 48."""
+    """--set values of stage one that make the tiny model half right in 60 steps, with checkpoints at 30 and 60."""
     return [
         f"model={learning_model}", f"data.source={data_files / 'train.jsonl'}", f"data.dev={data_files / 'dev.jsonl'}",
-        f"data.test={data_files / 'test.jsonl'}", "train.precision=fp32", "train.epochs=16", "train.learning_rate=1e-2",
+        f"data.test={data_files / 'test.jsonl'}", "train.precision=fp32", "train.epochs=20", "train.learning_rate=1e-2",
         "train.lora_rank=32", "train.lora_alpha=64", "train.global_batch_size=16", "train.micro_batch_size=8",
         "evaluate.max_new_tokens=40", "judge.workers=1",
     ]
@@ -102,17 +103,16 @@ def sft_settings(learning_model: Path, data_files: Path) -> list[str]:
 class Started:
     """A command that runs, with what it prints; every process below it carries `marker` in its environment."""
 
-    def __init__(self, command: Sequence[str | Path], log: Path, cores: int):
+    def __init__(self, command: Sequence[str | Path], log: Path, cores: Sequence[int]):
         self.marker = uuid.uuid4().hex
         self.log = log
+        self.cores = cores
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "LAUNCH_TEST": self.marker}
         with open(log, "wb") as output:
             self.process = subprocess.Popen([str(part) for part in command], cwd=PROJECT, env=environment, stdout=output,
                                             stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
-        if hasattr(os, "sched_setaffinity"):
-            # One core a rank: the same number of threads, and so the same rounding, in all runs.
-            mine = sorted(os.sched_getaffinity(0))
-            os.sched_setaffinity(self.process.pid, set(mine[:cores]) if cores > 1 else {mine[self.process.pid % len(mine)]})
+        if cores:
+            os.sched_setaffinity(self.process.pid, cores)
 
     def output(self) -> str:
         """What was printed so far; progress bars on lines of their own."""
@@ -162,12 +162,22 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., St
     """Start a stage: start("sft/run.py", run_folder, settings, launcher=[accelerate's options], arguments=[ours])."""
     logs = tmp_path_factory.mktemp("logs")
     started: list[Started] = []
+    lock = threading.Lock()
 
     def begin(script: str, run: Path, settings: Sequence[str], *, launcher: Sequence[str] = (),
               arguments: Sequence[str] = (), cores: int = 1) -> Started:
         command = [ACCELERATE, "launch", *(launcher or ["--quiet"]), script, *arguments, "--set", f"run={run}", *settings]
-        started.append(Started(command, logs / f"{len(started)}-{uuid.uuid4().hex[:6]}.log", cores))
-        return started[-1]
+        log = logs / f"{uuid.uuid4().hex}.log"
+        with lock:
+            started.append(Started(command, log, least_used(cores)))
+            return started[-1]
+
+    def least_used(count: int) -> list[int]:
+        """As many cores as there are ranks: the same number of threads, and so the same rounding, in all runs."""
+        if not hasattr(os, "sched_setaffinity"):
+            return []
+        used = [core for command in started if command.process.poll() is None for core in command.cores]
+        return sorted(os.sched_getaffinity(0), key=used.count)[:count]
 
     yield begin
     for command in started:

@@ -9,11 +9,12 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from sft.configuration import DpoConfig, SftConfig, read_configuration
+from sft.configuration import DpoConfig, SftConfig, read_configuration, read_yaml
 
 PROJECT = Path(__file__).parents[2]
 CONFIGURATION = PROJECT / "configs" / "sft.yaml"
@@ -67,9 +68,11 @@ def test_a_wrong_setting_is_named_with_what_is_allowed(setting, parts):
 
 
 def test_all_mistakes_of_a_file_are_listed_at_once(tmp_path):
-    text = CONFIGURATION.read_text(encoding="utf-8").replace("seed: 0\n", "").replace("  epochs: 1\n", "  epochs: [1]\n")
+    values = read_yaml(CONFIGURATION)
+    del values["seed"]
+    values["train"] |= {"epochs": [1], "warmup_shar": values["train"].pop("warmup_share")}
     file = tmp_path / "mine.yaml"
-    file.write_text(text.replace("  warmup_share: 0.05\n", "  warmup_shar: 0.05\n"), encoding="utf-8")
+    file.write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(ValueError) as error:
         read_configuration(SftConfig, file, [])
     found = message(error)
@@ -121,7 +124,7 @@ def prepare(folder: Path, source: Path, **changes) -> None:
     (lambda text: text + '{"question": "x"\n', ["train.jsonl, line 49", "Repair or delete that line"]),
     (lambda text: text + "[1, 2]\n", ["train.jsonl, line 49", "JSON list", "one JSON object a line"]),
     (lambda text: text.replace('"answer"', '"sql"'), ["train.jsonl", "answer", "sql", "data.columns"]),
-    (lambda text: "", ["train.jsonl", "Add rows"]),
+    (lambda text: "", ["train split is empty", "data.source", "Add rows"]),
 ])
 def test_a_bad_data_file_is_named_and_nothing_is_written(change, parts, data_files, tmp_path):
     source = tmp_path / "train.jsonl"
@@ -292,15 +295,16 @@ def test_a_hub_that_cannot_be_reached_names_the_embedded_model(tmp_path, sft_set
 @pytest.mark.launch
 def test_a_finished_run_keeps_its_files_when_other_settings_are_refused(finished_run, sft_settings, dpo_settings):
     before = contents(finished_run)
-    text = command("sft/run.py", *sft_settings, "train.lora_alpha=7", run=finished_run)
+    with ThreadPoolExecutor(2) as two:
+        sft = two.submit(command, "sft/run.py", *sft_settings, "train.lora_alpha=7", run=finished_run)
+        dpo = two.submit(command, "preference/dpo.py", *dpo_settings, "sample.temperature=0.5", run=finished_run)
+        batch = two.submit(command, "preference/dpo.py", *dpo_settings, "train.micro_batch_size=3", run=finished_run)
     for part in (f"{finished_run / 'sft'} was made with other settings", "train", "--overwrite"):
-        assert part in text
-    text = command("preference/dpo.py", *dpo_settings, "sample.temperature=0.5", run=finished_run)
-    assert f"{finished_run / 'round-1' / 'candidates.parquet'} was made with other settings" in text
-    assert "temperature: 1.0 there, 0.5 now" in text
-    text = command("preference/dpo.py", *dpo_settings, "train.micro_batch_size=3", run=finished_run)
+        assert part in sft.result()
+    assert f"{finished_run / 'round-1' / 'candidates.parquet'} was made with other settings" in dpo.result()
+    assert "temperature: 1.0 there, 0.5 now" in dpo.result()
     for part in ("train.global_batch_size 8", "train.micro_batch_size 3", "1 rank(s)"):
-        assert part in text
+        assert part in batch.result()
     assert contents(finished_run) == before
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-pytestmark = pytest.mark.launch
+PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -19,15 +21,11 @@ def runs(start, copy_run, dpo_settings) -> dict[str, tuple[Path, str]]:
     """Stage two again in copies of the run, two launches at a time: {name: (run folder, output)}."""
     settings = [*dpo_settings, "train.save_steps=100"]
 
-    def one_rank() -> tuple[Path, str]:
-        run = copy_run("train")
-        zero = [setting.replace("zero_stage=0", "zero_stage=2") for setting in settings]
-        return run, start("preference/dpo.py", run, zero, launcher=["--config_file", "launch/cpu.yaml"]).finish()
-
-    def two_ranks(configuration: str, first: str) -> tuple[Path, str]:
+    def launch(configuration: str, ranks: int, first: str = "train", zero_stage: int = 0) -> tuple[Path, str]:
         run = copy_run(first)
-        launcher = ["--config_file", f"launch/{configuration}", "--num_processes", "2"]
-        return run, start("preference/dpo.py", run, settings, launcher=launcher, cores=2).finish()
+        launcher = ["--config_file", f"launch/{configuration}", "--num_processes", str(ranks)]
+        return run, start("preference/dpo.py", run, [*settings, f"train.zero_stage={zero_stage}"], launcher=launcher,
+                          cores=ranks).finish()
 
     def two_machines() -> tuple[Path, str]:
         run = copy_run("train")
@@ -44,22 +42,18 @@ def runs(start, copy_run, dpo_settings) -> dict[str, tuple[Path, str]]:
 
     with ThreadPoolExecutor(2) as two:
         futures = {
-            "ZeRO-2, 2 ranks": two.submit(two_ranks, "gpus-zero2.yaml", "sample"),
-            "ZeRO-3, 2 ranks": two.submit(two_ranks, "gpus-zero3.yaml", "train"),
+            "ZeRO-2, 2 ranks": two.submit(launch, "gpus-zero2.yaml", 2, "sample"),
+            "ZeRO-3, 2 ranks": two.submit(launch, "gpus-zero3.yaml", 2),
             "ZeRO-2, 2 machines": two.submit(two_machines),
-            "ZeRO-2, 1 rank": two.submit(one_rank),
-            "ZeRO-3 with offload, 1 rank": two.submit(offload_one_rank, start, copy_run, settings),
-            "no DeepSpeed, 2 ranks": two.submit(two_ranks, "cpu-2-ranks.yaml", "train"),
+            "ZeRO-2, 1 rank": two.submit(launch, "cpu.yaml", 1, zero_stage=2),
+            "ZeRO-3 with offload, 1 rank": two.submit(launch, "gpus-zero3-offload.yaml", 1),
+            "no DeepSpeed, 2 ranks": two.submit(launch, "cpu-2-ranks.yaml", 2),
         }
         return {name: future.result() for name, future in futures.items()}
 
 
-def offload_one_rank(start, copy_run, settings: list[str]) -> tuple[Path, str]:
-    run = copy_run("train")
-    launcher = ["--config_file", "launch/gpus-zero3-offload.yaml", "--num_processes", "1"]
-    return run, start("preference/dpo.py", run, settings, launcher=launcher).finish()
-
-
+# Of each way: ranks, ZeRO stage and offload that the run must report. Only "1 rank" takes its stage from --set; where the
+# launch configuration names one, that goes before the 0 of the settings.
 WAYS = {
     "ZeRO-2, 1 rank": (1, 2, "none"),
     "ZeRO-2, 2 ranks": (2, 2, "none"),
@@ -78,6 +72,7 @@ def losses(run: Path) -> list[float]:
     return [float(entry["loss"]) for entry in training(run)["log"] if "loss" in entry]
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize("way", WAYS)
 def test_ranks_and_zero_stages_give_the_losses_and_the_adapter_of_the_plain_run(way, runs, finished_run, adapter_logits):
     run, output = runs[way]
@@ -96,6 +91,7 @@ def test_ranks_and_zero_stages_give_the_losses_and_the_adapter_of_the_plain_run(
     assert (found - adapter_logits(run / "sft")).abs().max() > 1e-2, "stage two trained nothing"
 
 
+@pytest.mark.launch
 def test_two_ranks_sample_judge_and_pair_as_one_does(runs, finished_run):
     run, _ = runs["ZeRO-2, 2 ranks"]
     for name in ("candidates", "verdicts", "pairs", "dropped"):
@@ -105,6 +101,7 @@ def test_two_ranks_sample_judge_and_pair_as_one_does(runs, finished_run):
     assert not (run / "round-1" / "candidates").exists(), "shards are joined and deleted"
 
 
+@pytest.mark.launch
 def test_pairs_are_real(finished_run):
     pairs = pq.read_table(finished_run / "round-1" / "pairs.parquet").to_pylist()
     assert len(pairs) >= 16
@@ -113,7 +110,46 @@ def test_pairs_are_real(finished_run):
         assert pair["chosen"] != pair["rejected"]
 
 
+@pytest.mark.launch
 def test_accelerate_that_starts_one_process_for_two_is_an_error(start, finished_run, dpo_settings):
     output = start("preference/dpo.py", finished_run, dpo_settings, launcher=["--num_processes", "2"]).finish(expected=1)
     assert "asked for several processes and started one" in output
     assert "launch/cpu-2-ranks.yaml" in output
+
+
+@pytest.mark.parametrize("file", sorted((PROJECT / "launch").glob("*.yaml")), ids=lambda file: file.name)
+def test_every_launch_configuration_is_accelerates_and_says_how_it_is_started(file):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(file))
+    assert config.num_machines == (2 if file.name == "machines-2.yaml" else 1)
+    assert config.use_cpu is False, "accelerate would go round DeepSpeed"
+    comment = "".join(line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.startswith("#"))
+    assert f"accelerate launch --config_file launch/{file.name} " in comment
+    assert "sft/run.py" in comment and "preference/dpo.py" in comment
+
+
+def test_the_slurm_script_starts_both_stages_on_every_machine(tmp_path):
+    tools = tmp_path / "tools"
+    programs = {
+        "scontrol": 'printf "node7\\nnode9\\n"',
+        "srun": 'shift; for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done',
+        "accelerate": 'echo "$@"',
+    }
+    tools.mkdir()
+    for name, body in programs.items():
+        (tools / name).write_text(f"#!/bin/bash\n{body}\n", encoding="utf-8")
+        (tools / name).chmod(0o755)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "activate").touch()
+    environment = os.environ | {
+        "PATH": f"{tools}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_NODELIST": "node[7,9]",
+        "SLURM_JOB_ID": "41", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4",
+    }
+    script = ["bash", str(PROJECT / "launch" / "slurm.sh"), "runs/a b", "s.yaml", "d.yaml", "seed=3"]
+    lines = subprocess.run(script, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines == [
+        f"launch --config_file launch/machines-2.yaml --num_machines 2 --num_processes 8 --machine_rank {rank} "
+        f"--main_process_ip node7 --main_process_port 20041 --zero_stage 2 {stage} --set run=runs/a b seed=3"
+        for stage in ("sft/run.py --config s.yaml", "preference/dpo.py --config d.yaml") for rank in (0, 1)
+    ]

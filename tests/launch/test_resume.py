@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="finds and kills the processes of a launch through /proc"),
 ]
 # Longest time for the kernel to end ranks whose launcher is gone.
-ORPHAN_LIMIT_S = 10
+ORPHAN_LIMIT_S = 3
 
 
 def contents(run: Path) -> dict[str, str]:
@@ -31,6 +31,17 @@ def names(run: Path) -> set[str]:
     return {name for name in contents(run) if "/runs/" not in name}
 
 
+def kill_launcher(started) -> list[int]:
+    """SIGKILL to the launcher alone; gives the processes below it that go on without it."""
+    started.process.kill()
+    started.process.wait()
+    deadline = time.monotonic() + ORPHAN_LIMIT_S
+    while (orphans := started.alive()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    started.kill()
+    return orphans
+
+
 @pytest.fixture(scope="module")
 def resumed(start, copy_run, dpo_settings, sft_settings, finished_run, tmp_path_factory) -> dict:
     """Both stages, killed at their steps and started again, side by side; what was seen on the way."""
@@ -39,15 +50,9 @@ def resumed(start, copy_run, dpo_settings, sft_settings, finished_run, tmp_path_
         run = tmp_path_factory.mktemp("killed_sft") / "run"
         launcher = ["--config_file", "launch/cpu-2-ranks.yaml"]
         first = start("sft/run.py", run, sft_settings, launcher=launcher, cores=2)
-        first.wait_for(run / "sft" / "checkpoints" / "checkpoint-24" / "complete.json")
+        first.wait_for(run / "sft" / "checkpoints" / "checkpoint-30" / "complete.json")
         ranks = len(first.alive()) - 1
-        # The launcher alone: its ranks must not go on without it.
-        first.process.kill()
-        first.process.wait()
-        deadline = time.monotonic() + ORPHAN_LIMIT_S
-        while (orphans := first.alive()) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        first.kill()
+        orphans = kill_launcher(first)
         finished_then = (run / "sft" / "complete.json").exists()
         output = start("sft/run.py", run, sft_settings, launcher=launcher, cores=2).finish()
         return {"run": run, "ranks": ranks, "orphans": orphans, "finished_then": finished_then, "output": output}
@@ -61,12 +66,16 @@ def resumed(start, copy_run, dpo_settings, sft_settings, finished_run, tmp_path_
                            "train": place / "dpo" / "checkpoints" / "checkpoint-1" / "complete.json"}.items():
             killed = start("preference/dpo.py", run, dpo_settings)
             killed.wait_for(sign)
-            killed.kill()
+            if step == "judge":
+                judges = len(killed.alive()) - 2
+                orphans = kill_launcher(killed)
+            else:
+                killed.kill()
             left[step] = names(run)
         output = start("preference/dpo.py", run, dpo_settings).finish()
         before = contents(run)
         again = start("preference/dpo.py", run, dpo_settings).finish()
-        return {"run": run, "left": left, "output": output, "again": again, "unchanged": before == contents(run)}
+        return {"run": run, "left": left, "judges": judges, "orphans": orphans, "output": output, "again": again, "unchanged": before == contents(run)}
 
     with ThreadPoolExecutor(2) as two:
         one, second = two.submit(stage_one), two.submit(stage_two)
@@ -81,9 +90,10 @@ def test_each_kill_came_in_the_middle_of_its_step(resumed):
     assert not resumed["stage one"]["finished_then"]
 
 
-def test_ranks_end_with_a_launcher_that_is_killed(resumed):
-    assert resumed["stage one"]["ranks"] >= 2
+def test_ranks_and_judges_end_with_a_launcher_that_is_killed(resumed):
+    assert resumed["stage one"]["ranks"] >= 2 and resumed["stage two"]["judges"] >= 1
     assert resumed["stage one"]["orphans"] == []
+    assert resumed["stage two"]["orphans"] == []
 
 
 def test_stage_one_resumes_to_the_uninterrupted_adapter(resumed, finished_run, adapter_logits):

@@ -55,9 +55,16 @@ def pet_models(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> di
             torch.nn.functional.cross_entropy(logits, torch.tensor(completion)).backward()
         optimizer.step()
         optimizer.zero_grad()
-    save_adapter(model, tokenizer, folder / "sft", {
-        "model": str(folder / "base"), "base_fingerprint": fingerprint(folder / "base"), "stage": "sft",
-        "prompt": {"schema_style": "compact", "max_prompt_tokens": 256},
-        "prompt_hash": prompt_hash(tokenizer, "compact", 256),
-    })
+    save_adapter(
+        model,
+        tokenizer,
+        folder / "sft",
+        {
+            "model": str(folder / "base"),
+            "base_fingerprint": fingerprint(folder / "base"),
+            "stage": "sft",
+            "prompt": {"schema_style": "compact", "max_prompt_tokens": 256},
+            "prompt_hash": prompt_hash(tokenizer, "compact", 256),
+        },
+    )
     return {name: folder / name for name in ("base", "sft")}

@@ -56,7 +56,11 @@ def test_rows_over_the_limit_are_counted_and_not_shown(say):
 
 def test_brackets_in_queries_and_cells_are_shown_as_they_are(say):
     status, printed = say("SELECT '[red]x[/red]' AS [bold], '[/]' AS b")
-    assert status == 0 and printed.startswith("SELECT '[red]x[/red]' AS [bold], '[/]' AS b\n") and "[red]x[/red]" in printed
+    assert (
+        status == 0
+        and printed.startswith("SELECT '[red]x[/red]' AS [bold], '[/]' AS b\n")
+        and "[red]x[/red]" in printed
+    )
 
 
 def test_escape_sequences_do_not_reach_the_terminal(say):

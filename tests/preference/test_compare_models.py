@@ -1,4 +1,4 @@
-"""The comparison from questions to report.json, on a small SQLite file with a model that knows and one that does not."""
+"""From questions to report.json, on a small SQLite file, with a model that knows the answers and one that does not."""
 
 import json
 import shutil
@@ -15,7 +15,17 @@ def compare(monkeypatch, *arguments):
     """Run the entry script in this process; returns what it exits with, None where it ends by itself."""
     # torch's threads of this process are spinning ones: two of them on a busy machine wait for each other.
     monkeypatch.setattr(ranks, "threads_per_rank", lambda: 1)
-    words = ["--precision", "fp32", "--max-new-tokens", "40", "--batch-size", "2", "--workers", "1", *map(str, arguments)]
+    words = [
+        "--precision",
+        "fp32",
+        "--max-new-tokens",
+        "40",
+        "--batch-size",
+        "2",
+        "--workers",
+        "1",
+        *map(str, arguments),
+    ]
     monkeypatch.setattr(sys, "argv", ["compare_models.py", *words])
     try:
         main()
@@ -113,16 +123,29 @@ def test_facts_of_a_run_are_what_its_stages_left(tmp_path):
 
     assert run_facts(tmp_path) == {"training": {}}
     log = [{"step": 2, "loss": 0.5}, {"step": 4, "loss": 0.25}, {"step": 4, "train_runtime": 3.0}]
-    write_json(tmp_path / "sft" / "training.json", {
-        "steps": 4, "evaluations": {"4": {"execution_accuracy": 0.75}}, "log": log, "dev_after": {"n": 3}, "duration_s": 9.0,
-    })
+    write_json(
+        tmp_path / "sft" / "training.json",
+        {
+            "steps": 4,
+            "evaluations": {"4": {"execution_accuracy": 0.75}},
+            "log": log,
+            "dev_after": {"n": 3},
+            "duration_s": 9.0,
+        },
+    )
     place = tmp_path / "round-1"
     reasons = pa.schema([("example_id", pa.string()), ("reason", pa.string())])
     write_parquet(place / "dropped.parquet", [{"example_id": "a", "reason": "only_unclear"}], reasons)
-    write_parquet(place / "pairs.parquet", [{"example_id": "b"}, {"example_id": "c"}], pa.schema([("example_id", pa.string())]))
+    write_parquet(
+        place / "pairs.parquet", [{"example_id": "b"}, {"example_id": "c"}], pa.schema([("example_id", pa.string())])
+    )
     mark_complete(place / "pairs.parquet", {}, {"pairs": 2})
     facts = run_facts(tmp_path)
-    assert facts["training"] == {"sft": [{"step": 2, "loss": 0.5, "dev_execution_accuracy": None},
-                                         {"step": 4, "loss": 0.25, "dev_execution_accuracy": 0.75}]}
+    assert facts["training"] == {
+        "sft": [
+            {"step": 2, "loss": 0.5, "dev_execution_accuracy": None},
+            {"step": 4, "loss": 0.25, "dev_execution_accuracy": 0.75},
+        ]
+    }
     assert facts["sft"] == {"steps": 4, "duration_s": 9.0}
     assert facts["pairs"] == {"kept": 2, "dropped": {"only_unclear": 1}}

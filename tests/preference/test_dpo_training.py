@@ -1,4 +1,4 @@
-"""DPO's training: exact ids, the loss by hand, where it starts, what it trains, and what plain trl makes of the pairs."""
+"""DPO's training: exact ids, the loss by hand, where it starts, what it trains, and plain trl on the same pairs."""
 
 import math
 import os
@@ -53,8 +53,9 @@ def tokenizer(tiny_model):
 def adapter(tiny_model, tokenizer, tmp_path_factory):
     """Folder of an SFT adapter on the tiny model."""
     folder = tmp_path_factory.mktemp("run") / "sft"
-    model = lora_model(load_base(tiny_model, precision="fp32"), rank=4, alpha=8, dropout=0.0, gradient_checkpointing=False,
-                       seed=0)
+    model = lora_model(
+        load_base(tiny_model, precision="fp32"), rank=4, alpha=8, dropout=0.0, gradient_checkpointing=False, seed=0
+    )
     provenance = {"model": str(tiny_model), "base_fingerprint": fingerprint(tiny_model)}
     save_adapter(randomised(model, 1), tokenizer, folder, provenance)
     return folder
@@ -62,8 +63,9 @@ def adapter(tiny_model, tokenizer, tmp_path_factory):
 
 @pytest.fixture
 def load_policy(tiny_model, adapter):
-    return lambda: load_adapter(load_base(tiny_model, precision="fp32"), adapter,
-                                base_fingerprint=fingerprint(tiny_model), trainable=True)
+    return lambda: load_adapter(
+        load_base(tiny_model, precision="fp32"), adapter, base_fingerprint=fingerprint(tiny_model), trainable=True
+    )
 
 
 def completion_logps(model, tokenizer, pair, side):
@@ -79,9 +81,11 @@ def pairs(tokenizer, load_policy):
     """Four pairs with the log-probabilities that the SFT model gives them."""
     model, found = load_policy().eval(), []
     for question, (chosen, rejected) in SIDES.items():
-        pair = {"prompt": render({"question": question, "context": CONTEXT}, "compact"),
-                "chosen": [{"role": "assistant", "content": chosen}],
-                "rejected": [{"role": "assistant", "content": rejected}]}
+        pair = {
+            "prompt": render({"question": question, "context": CONTEXT}, "compact"),
+            "chosen": [{"role": "assistant", "content": chosen}],
+            "rejected": [{"role": "assistant", "content": rejected}],
+        }
         for side in ("chosen", "rejected"):
             pair[f"{side}_logp_sum"], pair[f"{side}_canonical"] = completion_logps(model, tokenizer, pair, side), True
         found.append(pair)
@@ -89,10 +93,25 @@ def pairs(tokenizer, load_policy):
 
 
 def settings(**changes):
-    return {"epochs": 3, "learning_rate": 1e-2, "warmup_share": 0.0, "beta": 0.1, "loss_type": ["sigmoid"],
-            "loss_weights": [1.0], "label_smoothing": 0.0, "global_batch_size": 4, "micro_batch_size": 2,
-            "gradient_checkpointing": False, "max_length": 256, "save_steps": 100, "zero_stage": 0, "offload": "none",
-            "bf16": False, "seed": 0, "trl": {}} | changes
+    return {
+        "epochs": 3,
+        "learning_rate": 1e-2,
+        "warmup_share": 0.0,
+        "beta": 0.1,
+        "loss_type": ["sigmoid"],
+        "loss_weights": [1.0],
+        "label_smoothing": 0.0,
+        "global_batch_size": 4,
+        "micro_batch_size": 2,
+        "gradient_checkpointing": False,
+        "max_length": 256,
+        "save_steps": 100,
+        "zero_stage": 0,
+        "offload": "none",
+        "bf16": False,
+        "seed": 0,
+        "trl": {},
+    } | changes
 
 
 # ------------------------------------------------------------------- token ids
@@ -103,14 +122,17 @@ def test_ids_are_those_of_the_prompt_and_of_each_side_with_its_eos(tokenizer, pa
     by_prompt = {tuple(row["prompt_ids"]): row for row in rows}
     assert len(by_prompt) == 4
     for (question, (chosen, rejected)), pair in zip(SIDES.items(), pairs, strict=True):
-        text = ("<|im_start|>system\nAnswer with one SQLite query.<|im_end|>\n<|im_start|>user\npet(name, age)\n"
-                f"Question: {question}<|im_end|>\n<|im_start|>assistant\n")
+        text = (
+            "<|im_start|>system\nAnswer with one SQLite query.<|im_end|>\n<|im_start|>user\npet(name, age)\n"
+            f"Question: {question}<|im_end|>\n<|im_start|>assistant\n"
+        )
         prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert by_prompt[tuple(prompt)] == {
             "prompt_ids": prompt,
             "chosen_ids": [*tokenizer(chosen, add_special_tokens=False)["input_ids"], 2],
             "rejected_ids": [*tokenizer(rejected, add_special_tokens=False)["input_ids"], 2],
-            "sft_chosen_logps": pair["chosen_logp_sum"], "sft_rejected_logps": pair["rejected_logp_sum"],
+            "sft_chosen_logps": pair["chosen_logp_sum"],
+            "sft_rejected_logps": pair["rejected_logp_sum"],
         }
 
 
@@ -127,7 +149,8 @@ def test_rows_stand_in_the_order_of_global_batches(tokenizer, pairs):
 def test_pairs_that_are_too_long_are_left_out_whole_and_counted(tokenizer, pairs, capsys):
     def length(pair):
         return len(prompt_ids(tokenizer, pair["prompt"])) + max(
-            len(completion_ids(tokenizer, pair[side][0]["content"])) for side in ("chosen", "rejected"))
+            len(completion_ids(tokenizer, pair[side][0]["content"])) for side in ("chosen", "rejected")
+        )
 
     longest = max(pairs, key=length)
     others = [pair for pair in pairs if length(pair) < length(longest)][:1]
@@ -165,11 +188,25 @@ def test_the_collator_puts_all_chosen_before_all_rejected(tokenizer, pairs):
 
 
 def trainer_of(load_policy, tokenizer, pairs, folder, **changes):
-    arguments = DPOConfig(output_dir=str(folder), per_device_train_batch_size=4, beta=0.3, bf16=False, use_cpu=True,
-                          max_length=None, gradient_checkpointing=False, report_to="none", **changes)
+    arguments = DPOConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=4,
+        beta=0.3,
+        bf16=False,
+        use_cpu=True,
+        max_length=None,
+        gradient_checkpointing=False,
+        report_to="none",
+        **changes,
+    )
     data = tokenized_pairs(tokenizer, pairs, **TOKENIZE)
-    return ExecutionDPOTrainer(model=load_policy(), args=arguments, train_dataset=data, processing_class=tokenizer,
-                               data_collator=preference_collator(tokenizer))
+    return ExecutionDPOTrainer(
+        model=load_policy(),
+        args=arguments,
+        train_dataset=data,
+        processing_class=tokenizer,
+        data_collator=preference_collator(tokenizer),
+    )
 
 
 def test_the_loss_of_a_policy_that_moved_is_the_papers(load_policy, tokenizer, pairs, tmp_path):
@@ -184,8 +221,10 @@ def test_the_loss_of_a_policy_that_moved_is_the_papers(load_policy, tokenizer, p
     trainer.model.set_adapter("default")
     wanted = []
     for pair in pairs:
-        gain = {side: completion_logps(trainer.model.eval(), tokenizer, pair, side) - pair[f"{side}_logp_sum"]
-                for side in ("chosen", "rejected")}
+        gain = {
+            side: completion_logps(trainer.model.eval(), tokenizer, pair, side) - pair[f"{side}_logp_sum"]
+            for side in ("chosen", "rejected")
+        }
         wanted.append(math.log1p(math.exp(-0.3 * (gain["chosen"] - gain["rejected"]))))
     assert max(abs(value - math.log(2)) for value in wanted) > 0.01
     assert loss == pytest.approx(sum(wanted) / 4, abs=1e-4)
@@ -194,15 +233,18 @@ def test_the_loss_of_a_policy_that_moved_is_the_papers(load_policy, tokenizer, p
 def test_a_policy_that_is_not_the_reference_at_step_0_is_refused(load_policy, tokenizer, pairs, tmp_path):
     trainer = trainer_of(load_policy, tokenizer, pairs, tmp_path)
     randomised(trainer.model, 2, std=0.2)
-    with pytest.raises(ValueError, match=r"the first DPO loss is 0\.\d+, not ln 2 = 0.6931.*frozen copy of the SFT adapter"):
+    with pytest.raises(
+        ValueError, match=r"the first DPO loss is 0\.\d+, not ln 2 = 0.6931.*frozen copy of the SFT adapter"
+    ):
         trainer.compute_loss(trainer.model, preference_collator(tokenizer)(trainer.train_dataset.to_list()))
 
 
 # ------------------------------------------------------------------ whole runs
 
 
-def test_training_starts_at_ln_2_and_at_the_sft_models_log_probabilities(load_policy, tokenizer, pairs, adapter, tmp_path,
-                                                                        capsys):
+def test_training_starts_at_ln_2_and_at_the_sft_models_log_probabilities(
+    load_policy, tokenizer, pairs, adapter, tmp_path, capsys
+):
     before = load_file(adapter / "adapter_model.safetensors")
     model, state, facts = train_dpo(load_policy, tokenizer, pairs, tmp_path, **settings())
     # The first micro-batch holds two of the four pairs, longest first.
@@ -226,8 +268,13 @@ def test_training_starts_at_ln_2_and_at_the_sft_models_log_probabilities(load_po
 
 def test_the_sft_term_is_added_to_the_sigmoid_loss(load_policy, tokenizer, pairs, tmp_path):
     """At the start: ln 2 plus half the mean loss of a chosen token."""
-    _, _, facts = train_dpo(load_policy, tokenizer, pairs, tmp_path,
-                            **settings(epochs=1, micro_batch_size=4, loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.5]))
+    _, _, facts = train_dpo(
+        load_policy,
+        tokenizer,
+        pairs,
+        tmp_path,
+        **settings(epochs=1, micro_batch_size=4, loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.5]),
+    )
     count = sum(len(completion_ids(tokenizer, pair["chosen"][0]["content"])) for pair in pairs)
     sft_loss = -sum(pair["chosen_logp_sum"] for pair in pairs) / count
     assert facts["log"][0]["loss"] == pytest.approx(math.log(2) + 0.5 * sft_loss, abs=1e-3)
@@ -236,8 +283,10 @@ def test_the_sft_term_is_added_to_the_sigmoid_loss(load_policy, tokenizer, pairs
 
 def test_the_global_batch_alone_decides_the_result(load_policy, tokenizer, pairs, tmp_path):
     """1 x 4 and 4 x 1 micro-batches: the same weights, to the rounding of sums in another order."""
-    found = [train_dpo(load_policy, tokenizer, pairs, tmp_path / str(micro), **settings(micro_batch_size=micro))
-             for micro in (1, 4)]
+    found = [
+        train_dpo(load_policy, tokenizer, pairs, tmp_path / str(micro), **settings(micro_batch_size=micro))
+        for micro in (1, 4)
+    ]
     for (name, one), other in zip(found[0][1].items(), found[1][1].values(), strict=True):
         assert torch.allclose(one, other, atol=2e-4), name
     losses = [[row["loss"] for row in facts["log"] if "loss" in row] for _, _, facts in found]
@@ -248,10 +297,13 @@ def test_a_policy_without_the_sft_adapter_is_refused(tiny_model, tokenizer, pair
     """A fresh adapter does nothing: policy and reference are both the base model, and the loss is ln 2 all the same."""
 
     def without():
-        return lora_model(load_base(tiny_model, precision="fp32"), rank=4, alpha=8, dropout=0.0,
-                          gradient_checkpointing=False, seed=0)
+        return lora_model(
+            load_base(tiny_model, precision="fp32"), rank=4, alpha=8, dropout=0.0, gradient_checkpointing=False, seed=0
+        )
 
-    with pytest.raises(ValueError, match=r"the SFT model that sampled them gave -\d+\.\d+ .*does not start from that SFT"):
+    with pytest.raises(
+        ValueError, match=r"the SFT model that sampled them gave -\d+\.\d+ .*does not start from that SFT"
+    ):
         train_dpo(without, tokenizer, pairs, tmp_path, **settings())
 
 
@@ -269,7 +321,9 @@ def test_pairs_of_unknown_origin_train_and_say_so(load_policy, tokenizer, pairs,
 
 
 def test_loss_weights_must_be_as_many_as_losses(load_policy, tokenizer, pairs, tmp_path):
-    with pytest.raises(ValueError, match=r"train.loss_weights \[1.0\] must have one number for each of train.loss_type"):
+    with pytest.raises(
+        ValueError, match=r"train.loss_weights \[1.0\] must have one number for each of train.loss_type"
+    ):
         train_dpo(load_policy, tokenizer, pairs, tmp_path, **settings(loss_type=["sigmoid", "sft"]))
 
 
@@ -288,21 +342,25 @@ def test_gathered_adapter_is_a_copy_of_the_trained_adapter_alone(load_policy):
 # ------------------------------------------------------------------- plain trl
 
 
-def test_plain_trl_trains_on_the_pairs_file_as_it_is(tiny_model, tokenizer, pairs, tmp_path):
+def test_plain_trl_reads_our_prompt_out_of_the_pairs_file(tiny_model, tokenizer, pairs, tmp_path):
+    """The same tokens for the prompt, so that both train on the same text; trl ignores the evidence."""
     from datasets import load_dataset
 
     evidence = {"pair_id": "x", "example_id": "e", "question": "q", "context": CONTEXT, "weight": 1.0, "margin": 0.0}
     write_parquet(tmp_path / "pairs.parquet", [pair | evidence for pair in pairs], PAIRS_SCHEMA)
-    data = load_dataset("parquet", data_files=str(tmp_path / "pairs.parquet"), split="train", cache_dir=str(tmp_path / "cache"))
-    arguments = DPOConfig(output_dir=str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=4, bf16=False, use_cpu=True,
-                          gradient_checkpointing=False, report_to="none", logging_steps=1, save_strategy="no")
-    model = lora_model(load_base(tiny_model, precision="fp32"), rank=4, alpha=8, dropout=0.0, gradient_checkpointing=False, seed=0)
-    trainer = DPOTrainer(model=model, args=arguments, train_dataset=data, processing_class=tokenizer)
-    trainer.train()
-    assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
-    # trl's own tokens for the prompt are ours, so both start from the same text.
-    theirs = {tuple(row["prompt_ids"]) for row in trainer.train_dataset.to_list()}
-    assert theirs == {tuple(prompt_ids(tokenizer, pair["prompt"])) for pair in pairs}
+    file, cache = str(tmp_path / "pairs.parquet"), str(tmp_path / "cache")
+    data = load_dataset("parquet", data_files=file, split="train", cache_dir=cache)
+    trainer = DPOTrainer(
+        model=load_base(tiny_model, precision="fp32"),
+        args=DPOConfig(output_dir=str(tmp_path / "out"), bf16=False, use_cpu=True, report_to="none"),
+        train_dataset=data,
+        processing_class=tokenizer,
+    )
+    rows = trainer.train_dataset.to_list()
+    assert [row["prompt_ids"] for row in rows] == [prompt_ids(tokenizer, pair["prompt"]) for pair in pairs]
+    for row, pair in zip(rows, pairs, strict=True):
+        ours = completion_ids(tokenizer, pair["chosen"][0]["content"])
+        assert row["chosen_ids"][: len(ours)] == ours
 
 
 # -------------------------------------------------------------------- DeepSpeed

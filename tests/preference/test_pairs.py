@@ -1,4 +1,4 @@
-"""Pairs from verdicts: only correct against wrong, by the strategy asked for, and a reason for every question without."""
+"""Pairs from verdicts: only correct against wrong, by the strategy asked for, and a reason where there is none."""
 
 import random
 
@@ -14,23 +14,55 @@ BUILD = {"strategy": "nearest", "per_question": 2, "schema_style": "compact", "s
 
 
 def example(example_id="e1"):
-    return {"example_id": example_id, "source": "test", "question": "Name the old pets.", "context": CONTEXT,
-            "gold": "select name from pet where age>4", "gold_sql": "SELECT name FROM pet WHERE age > 4", "database": None,
-            "evidence": None, "answerable": True, "kind": ["simple"], "split": "train", "license": None}
+    return {
+        "example_id": example_id,
+        "source": "test",
+        "question": "Name the old pets.",
+        "context": CONTEXT,
+        "gold": "select name from pet where age>4",
+        "gold_sql": "SELECT name FROM pet WHERE age > 4",
+        "database": None,
+        "evidence": None,
+        "answerable": True,
+        "kind": ["simple"],
+        "split": "train",
+        "license": None,
+    }
 
 
 def sampled(*samples, example_id="e1"):
     """(candidates, verdicts) of (sql, verdict, logp_sum, ended_with_eos) in sample order."""
     candidates, verdicts = [], {}
     for index, (sql, verdict, logp_sum, ended) in enumerate(samples):
-        candidates.append({
-            "example_id": example_id, "sample_index": index, "round": 1, "completion": f" {sql};", "sql": sql,
-            "abstained": False, "token_count": 9, "logp_sum": logp_sum, "ended_with_eos": ended, "canonical": index != 2, "temperature": 1.0,
-            "top_k": 32, "top_p": 1.0, "seed": 7, "checkpoint_hash": "c" * 16, "prompt_hash": "p" * 16,
-        })
+        candidates.append(
+            {
+                "example_id": example_id,
+                "sample_index": index,
+                "round": 1,
+                "completion": f" {sql};",
+                "sql": sql,
+                "abstained": False,
+                "token_count": 9,
+                "logp_sum": logp_sum,
+                "ended_with_eos": ended,
+                "canonical": index != 2,
+                "temperature": 1.0,
+                "top_k": 32,
+                "top_p": 1.0,
+                "seed": 7,
+                "checkpoint_hash": "c" * 16,
+                "prompt_hash": "p" * 16,
+            }
+        )
         verdicts[canonical_sql(sql)] = {
-            "example_id": example_id, "canonical_sql": canonical_sql(sql), "verdict": verdict, "reason": f"{verdict} reason",
-            "trace": f'{{"sql": {index}}}', "result_hash": f"r{index}", "suite_hash": "s" * 16, "kill_score": 0.75,
+            "example_id": example_id,
+            "canonical_sql": canonical_sql(sql),
+            "verdict": verdict,
+            "reason": f"{verdict} reason",
+            "trace": f'{{"sql": {index}}}',
+            "result_hash": f"r{index}",
+            "suite_hash": "s" * 16,
+            "kill_score": 0.75,
         }
     return candidates, list(verdicts.values())
 
@@ -47,8 +79,9 @@ def side(sql, index, logp_sum=-1.0):
 
 def chosen_by(strategy, per_question=3, correct=None, seed=0):
     wrong = [side(MIDDLE, 1, -3.0), side(FAR, 2, -1.0), side(NEAR, 3, -2.0)]
-    found = choose_pairs(correct or [side(RIGHT, 0)], wrong, strategy=strategy, per_question=per_question,
-                         chance=random.Random(seed))
+    found = choose_pairs(
+        correct or [side(RIGHT, 0)], wrong, strategy=strategy, per_question=per_question, chance=random.Random(seed)
+    )
     return [(chosen["sample_index"], rejected["sample_index"]) for chosen, rejected in found]
 
 
@@ -95,37 +128,73 @@ def test_no_wrong_query_serves_twice_and_ties_go_to_the_earlier_sample():
 
 
 def test_one_pair_has_exactly_these_columns():
-    candidates, verdicts = sampled((FAR, "wrong", -4.0, True), (RIGHT, "correct", -1.5, True), (NEAR, "wrong", -2.0, True))
+    candidates, verdicts = sampled(
+        (FAR, "wrong", -4.0, True), (RIGHT, "correct", -1.5, True), (NEAR, "wrong", -2.0, True)
+    )
     [pair], dropped = build_pairs([example()], candidates, verdicts, **BUILD | {"per_question": 1})
     assert dropped == [] and len(pair["pair_id"]) == 16
     assert {**pair, "pair_id": None} == {
         "pair_id": None,
-        "prompt": [{"role": "system", "content": "Answer with one SQLite query."},
-                   {"role": "user", "content": "pet(name, age)\nQuestion: Name the old pets."}],
+        "prompt": [
+            {"role": "system", "content": "Answer with one SQLite query."},
+            {"role": "user", "content": "pet(name, age)\nQuestion: Name the old pets."},
+        ],
         # As generated, since the log-probabilities and token ids are of that text.
         "chosen": [{"role": "assistant", "content": f" {RIGHT};"}],
         "rejected": [{"role": "assistant", "content": f" {NEAR};"}],
-        "chosen_sql": RIGHT, "chosen_verdict": "correct", "chosen_reason": "correct reason", "chosen_trace": '{"sql": 1}',
-        "chosen_result_hash": "r1", "chosen_logp_sum": -1.5, "chosen_canonical": True, "chosen_sample_index": 1,
-        "rejected_sql": NEAR, "rejected_verdict": "wrong", "rejected_reason": "wrong reason", "rejected_trace": '{"sql": 2}',
-        "rejected_result_hash": "r2", "rejected_logp_sum": -2.0, "rejected_canonical": False, "rejected_sample_index": 2,
-        "example_id": "e1", "source": "test", "question": "Name the old pets.", "context": CONTEXT, "database": None,
-        "gold_sql": RIGHT, "kind": ["simple"], "suite_hash": "s" * 16, "kill_score": 0.75, "gold_fallback": False,
-        "strategy": "nearest", "weight": 1.0, "margin": 0.0, "round": 1, "seed": 0, "checkpoint_hash": "c" * 16,
-        "prompt_hash": "p" * 16, "person_label": None,
+        "chosen_sql": RIGHT,
+        "chosen_verdict": "correct",
+        "chosen_reason": "correct reason",
+        "chosen_trace": '{"sql": 1}',
+        "chosen_result_hash": "r1",
+        "chosen_logp_sum": -1.5,
+        "chosen_canonical": True,
+        "chosen_sample_index": 1,
+        "rejected_sql": NEAR,
+        "rejected_verdict": "wrong",
+        "rejected_reason": "wrong reason",
+        "rejected_trace": '{"sql": 2}',
+        "rejected_result_hash": "r2",
+        "rejected_logp_sum": -2.0,
+        "rejected_canonical": False,
+        "rejected_sample_index": 2,
+        "example_id": "e1",
+        "source": "test",
+        "question": "Name the old pets.",
+        "context": CONTEXT,
+        "database": None,
+        "gold_sql": RIGHT,
+        "kind": ["simple"],
+        "suite_hash": "s" * 16,
+        "kill_score": 0.75,
+        "gold_fallback": False,
+        "strategy": "nearest",
+        "weight": 1.0,
+        "margin": 0.0,
+        "round": 1,
+        "seed": 0,
+        "checkpoint_hash": "c" * 16,
+        "prompt_hash": "p" * 16,
+        "person_label": None,
     }
 
 
 def test_pair_ids_follow_from_the_content():
-    candidates, verdicts = sampled((RIGHT, "correct", -1.0, True), (NEAR, "wrong", -2.0, True), (FAR, "wrong", -2.0, True))
+    candidates, verdicts = sampled(
+        (RIGHT, "correct", -1.0, True), (NEAR, "wrong", -2.0, True), (FAR, "wrong", -2.0, True)
+    )
     pairs, _ = build_pairs([example()], candidates, verdicts, **BUILD)
     again, _ = build_pairs([example()], candidates, verdicts, **BUILD | {"strategy": "farthest", "seed": 5})
     assert len({pair["pair_id"] for pair in pairs}) == 2
-    assert {pair["pair_id"]: pair["rejected_sql"] for pair in pairs} == {pair["pair_id"]: pair["rejected_sql"] for pair in again}
+    assert {pair["pair_id"]: pair["rejected_sql"] for pair in pairs} == {
+        pair["pair_id"]: pair["rejected_sql"] for pair in again
+    }
 
 
 def test_written_and_read_again_with_the_schema(tmp_path):
-    rows = [sampled((RIGHT, "correct", -1.0, True), (NEAR, "wrong", -2.0, True), example_id=name) for name in ("e1", "e2")]
+    rows = [
+        sampled((RIGHT, "correct", -1.0, True), (NEAR, "wrong", -2.0, True), example_id=name) for name in ("e1", "e2")
+    ]
     pairs, _ = build_pairs([example("e1"), example("e2")], rows[0][0] + rows[1][0], rows[0][1] + rows[1][1], **BUILD)
     assert all(list(sorted(pair)) == sorted(PAIRS_SCHEMA.names) for pair in pairs)
     write_parquet(tmp_path / "pairs.parquet", pairs, PAIRS_SCHEMA)
@@ -149,8 +218,11 @@ def test_pairs_have_trls_conversational_columns(tmp_path):
 
 def test_only_correct_against_wrong():
     candidates, verdicts = sampled(
-        (RIGHT, "correct", -1.0, True), (NEAR, "unclear", -1.0, True), (MIDDLE, "wrong", -1.0, True),
-        (FAR, "unclear", -1.0, True), ("SELECT name FROM pet WHERE age >= 5", "correct", -1.0, True),
+        (RIGHT, "correct", -1.0, True),
+        (NEAR, "unclear", -1.0, True),
+        (MIDDLE, "wrong", -1.0, True),
+        (FAR, "unclear", -1.0, True),
+        ("SELECT name FROM pet WHERE age >= 5", "correct", -1.0, True),
     )
     pairs, _ = build_pairs([example()], candidates, verdicts, **BUILD | {"per_question": 9})
     assert [(pair["chosen_verdict"], pair["rejected_verdict"], pair["rejected_sql"]) for pair in pairs] == [
@@ -160,8 +232,11 @@ def test_only_correct_against_wrong():
 
 def test_equal_queries_count_once_and_the_earliest_sample_stands_for_them():
     candidates, verdicts = sampled(
-        (NEAR, "wrong", -3.0, False), (NEAR.lower(), "wrong", -2.0, True), (RIGHT, "correct", -1.0, True),
-        (NEAR, "wrong", -3.0, True), (RIGHT.replace(" ", "  "), "correct", -9.0, True),
+        (NEAR, "wrong", -3.0, False),
+        (NEAR.lower(), "wrong", -2.0, True),
+        (RIGHT, "correct", -1.0, True),
+        (NEAR, "wrong", -3.0, True),
+        (RIGHT.replace(" ", "  "), "correct", -9.0, True),
     )
     assert len(verdicts) == 2
     [pair], _ = build_pairs([example()], candidates, verdicts, **BUILD)
@@ -176,8 +251,11 @@ def test_equal_queries_count_once_and_the_earliest_sample_stands_for_them():
         ([(RIGHT, "correct", -1, True), (NEAR, "unclear", -1, True)], "no_wrong_sample", "1 correct, 1 unclear"),
         ([(NEAR, "wrong", -1, True), (FAR, "wrong", -1, False)], "no_correct_sample", "2 wrong"),
         ([(NEAR, "unclear", -1, True)], "only_unclear", "1 unclear"),
-        ([(RIGHT, "correct", -1, True), (NEAR, "wrong", -1, False)], "unfinished",
-         "1 correct, 1 wrong; one side has no sample that ends with EOS"),
+        (
+            [(RIGHT, "correct", -1, True), (NEAR, "wrong", -1, False)],
+            "unfinished",
+            "1 correct, 1 wrong; one side has no sample that ends with EOS",
+        ),
         ([(RIGHT, "gold_bad", -1, True), (NEAR, "gold_bad", -1, True)], "gold_bad", "gold_bad reason"),
     ],
 )
@@ -198,7 +276,12 @@ def test_questions_that_were_not_sampled_are_neither(tmp_path):
 
 
 def test_random_pairs_follow_seed_and_question_and_not_the_order_of_the_files():
-    samples = [(RIGHT, "correct", -1.0, True), (NEAR, "wrong", -1.0, True), (MIDDLE, "wrong", -1.0, True), (FAR, "wrong", -1.0, True)]
+    samples = [
+        (RIGHT, "correct", -1.0, True),
+        (NEAR, "wrong", -1.0, True),
+        (MIDDLE, "wrong", -1.0, True),
+        (FAR, "wrong", -1.0, True),
+    ]
     names = [f"e{number}" for number in range(8)]
     candidates, verdicts = [], []
     for name in names:
@@ -207,8 +290,12 @@ def test_random_pairs_follow_seed_and_question_and_not_the_order_of_the_files():
         verdicts += found[1]
 
     def build(seed, candidates=candidates, examples=names):
-        pairs, _ = build_pairs([example(name) for name in examples], candidates, verdicts,
-                               **BUILD | {"strategy": "random", "per_question": 1, "seed": seed})
+        pairs, _ = build_pairs(
+            [example(name) for name in examples],
+            candidates,
+            verdicts,
+            **BUILD | {"strategy": "random", "per_question": 1, "seed": seed},
+        )
         return {pair["example_id"]: pair["rejected_sql"] for pair in pairs}
 
     wanted = build(1)

@@ -77,7 +77,11 @@ def test_a_full_disk_says_which_file_what_is_left_and_what_to_do(tmp_path):
     assert error.value.errno == errno.ENOSPC
     message = str(error.value)
     assert f"{path} could not be written: No space left on device" in message
-    assert "What was there before is unchanged" in message and "Free space" in message and "run the same command again" in message
+    assert (
+        "What was there before is unchanged" in message
+        and "Free space" in message
+        and "run the same command again" in message
+    )
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
@@ -166,7 +170,11 @@ def test_work_of_other_inputs_is_kept_and_the_differences_are_named(target, fini
         is_complete(target, {"seed": 2, "data": "abc", "model": "m"})
     message = str(error.value)
     assert f"{target} was made with other settings" in message
-    assert "seed: 1 there, 2 now" in message and "model: None there, 'm' now" in message and "data" not in message.split(")")[0]
+    assert (
+        "seed: 1 there, 2 now" in message
+        and "model: None there, 'm' now" in message
+        and "data" not in message.split(")")[0]
+    )
     assert "--set run=FOLDER" in message and "--overwrite" in message
     # Nothing was lost: the old settings go on.
     assert is_complete(target, INPUTS) is finished
@@ -265,7 +273,9 @@ def test_a_shard_that_is_there_is_not_made_again(tmp_path):
 
     with pytest.raises(RuntimeError):
         make_in_shards(target, list(range(6)), 2, SCHEMA, make, part=0, parts=1)
-    make_in_shards(target, list(range(6)), 2, SCHEMA, lambda items: made.append(items) or rows_of(items), part=0, parts=1)
+    make_in_shards(
+        target, list(range(6)), 2, SCHEMA, lambda items: made.append(items) or rows_of(items), part=0, parts=1
+    )
     assert made == [[0, 1], [2, 3], [4, 5]]
     assert join_shards(target, SCHEMA) == 6
 

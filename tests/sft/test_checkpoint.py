@@ -42,8 +42,10 @@ def edit_json(path, **changes):
 
 def random_adapter(folder, seed=0, rank=4):
     """The model of a folder with a LoRA adapter whose weights change the logits."""
-    model = get_peft_model(load_base(folder, precision="fp32"),
-                           LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
+    model = get_peft_model(
+        load_base(folder, precision="fp32"),
+        LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules="all-linear"),
+    )
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -53,8 +55,13 @@ def random_adapter(folder, seed=0, rank=4):
 
 
 def provenance_of(folder):
-    return {"model": str(folder), "base_fingerprint": fingerprint(folder), "stage": "sft",
-            "prompt": {"schema_style": "compact", "max_prompt_tokens": 512}, "prompt_hash": "0" * 16}
+    return {
+        "model": str(folder),
+        "base_fingerprint": fingerprint(folder),
+        "stage": "sft",
+        "prompt": {"schema_style": "compact", "max_prompt_tokens": 512},
+        "prompt_hash": "0" * 16,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +91,18 @@ def test_padding_that_is_eos_or_missing_is_replaced(copy, pad):
 
 def test_a_tokenizer_without_eos_is_refused(copy):
     edit_json(copy / "tokenizer_config.json", eos_token=None)
-    with pytest.raises(ValueError, match="tokenizer of .*model has no EOS token, .* Set `eos_token` in its tokenizer_config.json"):
+    with pytest.raises(
+        ValueError, match="tokenizer of .*model has no EOS token, .* Set `eos_token` in its tokenizer_config.json"
+    ):
         load_tokenizer(copy)
 
 
 def test_a_tokenizer_without_chat_template_is_refused(copy):
     (copy / "chat_template.jinja").unlink(missing_ok=True)
     edit_json(copy / "tokenizer_config.json", chat_template=None)
-    with pytest.raises(ValueError, match="tokenizer of .*model has no chat template.*instruct version.*chat_template.jinja"):
+    with pytest.raises(
+        ValueError, match="tokenizer of .*model has no chat template.*instruct version.*chat_template.jinja"
+    ):
         load_tokenizer(copy)
 
 
@@ -178,8 +189,12 @@ def test_4_bit_without_a_gpu_says_what_to_set(tiny_model):
 def test_an_adapter_reloads_to_the_same_logits(tiny_model, saved):
     folder, logits = saved
     for trainable in (True, False):
-        model = load_adapter(load_base(tiny_model, precision="fp32"), folder, base_fingerprint=fingerprint(tiny_model),
-                             trainable=trainable).eval()
+        model = load_adapter(
+            load_base(tiny_model, precision="fp32"),
+            folder,
+            base_fingerprint=fingerprint(tiny_model),
+            trainable=trainable,
+        ).eval()
         with torch.inference_mode():
             assert torch.equal(model(input_ids=IDS).logits, logits)
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -202,8 +217,12 @@ def test_inference_finds_the_base_model_by_itself(tiny_model, saved):
 def test_a_trainable_adapter_stays_in_fp32_beside_a_bf16_base(tiny_model, saved):
     kinds = {}
     for trainable in (True, False):
-        model = load_adapter(load_base(tiny_model, precision="bf16"), saved[0], base_fingerprint=fingerprint(tiny_model),
-                             trainable=trainable)
+        model = load_adapter(
+            load_base(tiny_model, precision="bf16"),
+            saved[0],
+            base_fingerprint=fingerprint(tiny_model),
+            trainable=trainable,
+        )
         kinds[trainable] = {parameter.dtype for name, parameter in model.named_parameters() if "lora_" in name}
     assert kinds == {True: {torch.float32}, False: {torch.bfloat16}}
 
@@ -213,7 +232,12 @@ def test_only_the_default_adapter_is_saved(tiny_model, tmp_path):
     model = random_adapter(tiny_model)
     model.add_adapter("ref", model.peft_config["default"])
     save_adapter(model, load_tokenizer(tiny_model), tmp_path / "dpo", provenance_of(tiny_model))
-    assert {path.name for path in (tmp_path / "dpo").iterdir()} >= {ADAPTER, "adapter_config.json", PROVENANCE, "tokenizer.json"}
+    assert {path.name for path in (tmp_path / "dpo").iterdir()} >= {
+        ADAPTER,
+        "adapter_config.json",
+        PROVENANCE,
+        "tokenizer.json",
+    }
     assert not [path for path in (tmp_path / "dpo").rglob("*") if path.is_dir() or path.suffix in (".bin", ".pt")]
     weights = load_file(tmp_path / "dpo" / ADAPTER)
     # Seven linear layers in each of two blocks, an A and a B for each.
@@ -242,7 +266,9 @@ def test_partitioned_weights_are_never_saved(tiny_model, tmp_path):
 
 def test_an_adapter_of_another_base_is_refused(tiny_model, saved, copy):
     weights = load_file(copy / "model.safetensors")
-    save_file({name: tensor * 1.01 for name, tensor in weights.items()}, copy / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: tensor * 1.01 for name, tensor in weights.items()}, copy / "model.safetensors", metadata={"format": "pt"}
+    )
     with pytest.raises(ValueError) as error:
         load_adapter(load_base(copy, precision="fp32"), saved[0], base_fingerprint=fingerprint(copy), trainable=False)
     message = str(error.value)
@@ -272,7 +298,9 @@ def test_a_damaged_adapter_is_refused(tiny_model, saved, tmp_path, damage):
         found = load_file(weights)
         save_file({name.replace("layers.1", "layers.7"): tensor for name, tensor in found.items()}, weights)
     with pytest.raises(ValueError, match=f"the adapter in {folder} cannot be loaded.*damaged"):
-        load_adapter(load_base(tiny_model, precision="fp32"), folder, base_fingerprint=fingerprint(tiny_model), trainable=True)
+        load_adapter(
+            load_base(tiny_model, precision="fp32"), folder, base_fingerprint=fingerprint(tiny_model), trainable=True
+        )
 
 
 def test_checkpoint_hash_identifies_adapter_and_base(tiny_model, saved, tmp_path):
@@ -281,5 +309,7 @@ def test_checkpoint_hash_identifies_adapter_and_base(tiny_model, saved, tmp_path
     assert checkpoint_hash(tiny_model) == fingerprint(tiny_model)
     based = shutil.copytree(saved[0], tmp_path / "based")
     edit_json(based / PROVENANCE, base_fingerprint="f" * 16)
-    save_adapter(random_adapter(tiny_model, seed=5), load_tokenizer(tiny_model), tmp_path / "other", provenance_of(tiny_model))
+    save_adapter(
+        random_adapter(tiny_model, seed=5), load_tokenizer(tiny_model), tmp_path / "other", provenance_of(tiny_model)
+    )
     assert len({wanted, checkpoint_hash(tiny_model), checkpoint_hash(based), checkpoint_hash(tmp_path / "other")}) == 4

@@ -35,8 +35,16 @@ def examples(database):
         "Name the pets of age five.": "SELECT name FROM pet WHERE age = 5",
     }
     return [
-        {"example_id": f"e{number}", "question": question, "context": CONTEXT, "gold_sql": sql, "database": database,
-         "evidence": None, "answerable": sql is not None, "kind": ["simple"]}
+        {
+            "example_id": f"e{number}",
+            "question": question,
+            "context": CONTEXT,
+            "gold_sql": sql,
+            "database": database,
+            "evidence": None,
+            "answerable": sql is not None,
+            "kind": ["simple"],
+        }
         for number, (question, sql) in enumerate(gold.items())
     ]
 
@@ -66,8 +74,13 @@ def test_answers_are_greedy_and_stand_in_the_order_of_the_examples(tiny, example
         prompt = prompt_ids(tokenizer, render(example, "compact"))
         [[completion]] = generate(model, tokenizer, [prompt], ["x"], max_new_tokens=8)
         sql, abstained = read_completion(completion.text)
-        assert row == {"completion": completion.text, "sql": sql, "abstained": abstained,
-                       "ended_with_eos": completion.ended_with_eos, "token_count": completion.token_count}
+        assert row == {
+            "completion": completion.text,
+            "sql": sql,
+            "abstained": abstained,
+            "ended_with_eos": completion.ended_with_eos,
+            "token_count": completion.token_count,
+        }
     assert len({row["completion"] for row in answers}) > 1
 
 
@@ -108,21 +121,41 @@ def test_verdicts_by_model_for_the_questions_with_an_answer(examples):
     examples[3]["gold_sql"] = "SELECT nothing FROM pet"
     answers = {
         "base": [answered("SELECT COUNT(name) FROM pet"), answered(None), answered("SELECT 1"), answered("SELECT 1")],
-        "sft": [answered("SELECT 4"), answered("SELECT name FROM pet WHERE 5 <= age"), answered(None, abstained=True),
-                answered("SELECT nothing FROM pet")],
-        "dpo": [answered("SELECT count(*) FROM pets"), answered("SELECT name, age FROM pet"), answered("SELECT 1"),
-                answered("SELECT 1")],
+        "sft": [
+            answered("SELECT 4"),
+            answered("SELECT name FROM pet WHERE 5 <= age"),
+            answered(None, abstained=True),
+            answered("SELECT nothing FROM pet"),
+        ],
+        "dpo": [
+            answered("SELECT count(*) FROM pets"),
+            answered("SELECT name, age FROM pet"),
+            answered("SELECT 1"),
+            answered("SELECT 1"),
+        ],
     }
     rows = judge_answers(examples, answers, **JUDGE)
     # e2 has no answer and e3 no sound gold: the same two questions are left for every model.
-    assert {name: [row["example_id"] for row in found] for name, found in rows.items()} == dict.fromkeys(answers, ["e0", "e1"])
+    assert {name: [row["example_id"] for row in found] for name, found in rows.items()} == dict.fromkeys(
+        answers, ["e0", "e1"]
+    )
     assert {name: [row["verdict"] for row in found] for name, found in rows.items()} == {
-        "base": ["correct", "wrong"], "sft": ["correct", "correct"], "dpo": ["wrong", "wrong"],
+        "base": ["correct", "wrong"],
+        "sft": ["correct", "correct"],
+        "dpo": ["wrong", "wrong"],
     }
-    assert [row["reason"] for row in rows["dpo"]] == ["sql_error", "columns"] and rows["base"][1]["reason"] == "sql_error"
+    assert [row["reason"] for row in rows["dpo"]] == ["sql_error", "columns"] and rows["base"][1][
+        "reason"
+    ] == "sql_error"
     assert rows["sft"][1] | {"trace": None} == {
-        "example_id": "e1", "question": "Name the pets older than four.", "context": CONTEXT, "kind": ["simple"],
-        "gold_sql": "SELECT name FROM pet WHERE age > 4", "verdict": "correct", "reason": "equal", "trace": None,
+        "example_id": "e1",
+        "question": "Name the pets older than four.",
+        "context": CONTEXT,
+        "kind": ["simple"],
+        "gold_sql": "SELECT name FROM pet WHERE age > 4",
+        "verdict": "correct",
+        "reason": "equal",
+        "trace": None,
         **answered("SELECT name FROM pet WHERE 5 <= age"),
     }
 
@@ -139,16 +172,32 @@ def test_shares_by_hand():
     def row(verdict, reason, ended=True, tokens=10):
         return {"verdict": verdict, "reason": reason, "ended_with_eos": ended, "token_count": tokens}
 
-    rows = [row("correct", "equal"), row("correct", "equal", tokens=20), row("unclear", "near"), row("wrong", "columns"),
-            row("wrong", "rows"), row("wrong", "order"), row("wrong", "sql_error", ended=False, tokens=96),
-            row("wrong", "refused"), row("wrong", "timeout"), row("wrong", "duplicates")]
+    rows = [
+        row("correct", "equal"),
+        row("correct", "equal", tokens=20),
+        row("unclear", "near"),
+        row("wrong", "columns"),
+        row("wrong", "rows"),
+        row("wrong", "order"),
+        row("wrong", "sql_error", ended=False, tokens=96),
+        row("wrong", "refused"),
+        row("wrong", "timeout"),
+        row("wrong", "duplicates"),
+    ]
     assert measures(rows) == {
-        "n": 10, "execution_accuracy": 0.2, "valid_sql": 0.7, "unclear": 0.1, "ended_with_eos": 0.9, "mean_tokens": 19.6,
+        "n": 10,
+        "execution_accuracy": 0.2,
+        "valid_sql": 0.7,
+        "unclear": 0.1,
+        "ended_with_eos": 0.9,
+        "mean_tokens": 19.6,
     }
 
 
 def test_no_questions_are_zero_and_not_an_error():
-    assert measures([]) == dict.fromkeys(["n", "execution_accuracy", "valid_sql", "unclear", "ended_with_eos", "mean_tokens"], 0)
+    assert measures([]) == dict.fromkeys(
+        ["n", "execution_accuracy", "valid_sql", "unclear", "ended_with_eos", "mean_tokens"], 0
+    )
 
 
 def test_evaluate_answers_and_judges(tiny, examples, monkeypatch):

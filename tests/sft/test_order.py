@@ -84,7 +84,9 @@ def test_rows_of_a_group_stay_together_in_runs():
 def test_a_group_size_of_one_draws_rows_as_without_groups():
     lengths = [3] * 40
     plain = global_batches(lengths, epochs=1, global_batch_size=8, seed=7)
-    grouped = global_batches(lengths, epochs=1, global_batch_size=8, seed=7, groups=["ab"[row % 2] for row in range(40)])
+    grouped = global_batches(
+        lengths, epochs=1, global_batch_size=8, seed=7, groups=["ab"[row % 2] for row in range(40)]
+    )
     for start in range(0, 40, 8):
         assert sorted(grouped[start : start + 8]) == sorted(plain[start : start + 8])
 
@@ -94,7 +96,9 @@ def test_no_rows_is_an_error_that_points_to_the_counts():
         global_batches([], epochs=1, global_batch_size=8, seed=0)
 
 
-@pytest.mark.parametrize(("batch", "micro", "ranks", "steps"), [(16, 8, 1, 2), (16, 8, 2, 1), (16, 2, 4, 2), (6, 6, 1, 1)])
+@pytest.mark.parametrize(
+    ("batch", "micro", "ranks", "steps"), [(16, 8, 1, 2), (16, 8, 2, 1), (16, 2, 4, 2), (6, 6, 1, 1)]
+)
 def test_accumulation_makes_up_the_global_batch(batch, micro, ranks, steps):
     assert accumulation_steps(batch, micro, ranks) == steps
 

@@ -14,7 +14,9 @@ from sft.prompt import (
     target_text,
 )
 
-CONTEXT = "CREATE TABLE pet (id INTEGER PRIMARY KEY, owner_id INTEGER REFERENCES owner(id));\nCREATE TABLE owner (id INTEGER)"
+CONTEXT = (
+    "CREATE TABLE pet (id INTEGER PRIMARY KEY, owner_id INTEGER REFERENCES owner(id));\nCREATE TABLE owner (id INTEGER)"
+)
 EXAMPLE = {"question": "How many pets?", "context": CONTEXT, "gold_sql": "SELECT COUNT(*) FROM pet", "answerable": True}
 
 

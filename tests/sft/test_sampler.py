@@ -34,9 +34,14 @@ def tokenizer(tiny_model):
 
 @pytest.fixture(scope="module")
 def model(tiny_model):
-    """The tiny model with sharper choices, and an EOS that some completions reach and some do not."""
+    """The tiny model with sharper choices, attention that matters, and an EOS that not every completion reaches."""
     model = load_base(tiny_model, precision="fp32").eval()
     with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.weight.mul_(8)
+            layer.self_attn.k_proj.weight.mul_(8)
+            layer.self_attn.v_proj.weight.mul_(8)
+            layer.self_attn.o_proj.weight.mul_(8)
         model.model.norm.weight.mul_(6)
         model.model.embed_tokens.weight[2].mul_(2.5)
     return model
@@ -167,7 +172,9 @@ def test_greedy_is_what_transformers_generates(model, tokenizer, prompts):
     greedy = GenerationConfig(max_new_tokens=24, do_sample=False, eos_token_id=2, pad_token_id=0)
     for prompt, [completion] in zip(prompts, found, strict=True):
         ids = torch.tensor([prompt])
-        theirs = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy)[0, len(prompt) :].tolist()
+        theirs = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy)[
+            0, len(prompt) :
+        ].tolist()
         ended = theirs[-1] == 2
         assert list(completion.token_ids) == (theirs[:-1] if ended else theirs)
         assert (completion.ended_with_eos, completion.token_count) == (ended, len(theirs))
@@ -185,7 +192,9 @@ def test_progress_counts_every_prompt_once(model, tokenizer, prompts):
 def test_samples_equal_a_plain_loop_without_cache(model, prompts, sampled):
     for prompt, example_id, completions in zip(prompts, "abcde", sampled, strict=True):
         for index in (0, 3, 7):
-            found = plain_sample(model, prompt, seed=3, example_id=example_id, sample_index=index, max_new_tokens=20, **WARM)
+            found = plain_sample(
+                model, prompt, seed=3, example_id=example_id, sample_index=index, max_new_tokens=20, **WARM
+            )
             assert (completions[index].token_ids, completions[index].ended_with_eos) == found
 
 
@@ -212,28 +221,37 @@ def test_logp_sum_is_the_log_probability_of_the_completion_and_its_eos(model, pr
 
 @pytest.mark.parametrize("batch_size", [1, 16, 24])
 def test_a_sample_does_not_depend_on_its_batch(model, tokenizer, prompts, sampled, batch_size):
-    again = generate(model, tokenizer, prompts, list("abcde"), samples=8, max_new_tokens=20, seed=3, batch_size=batch_size,
-                     **WARM)
+    again = generate(
+        model, tokenizer, prompts, list("abcde"), samples=8, max_new_tokens=20, seed=3, batch_size=batch_size, **WARM
+    )
     assert [[row.token_ids for row in rows] for rows in again] == [[row.token_ids for row in rows] for rows in sampled]
 
 
 def test_a_sample_does_not_depend_on_the_other_prompts_or_samples(model, tokenizer, prompts, sampled):
     for index, example_id in enumerate("abcde"):
-        [alone] = generate(model, tokenizer, [prompts[index]], [example_id], samples=3, max_new_tokens=20, seed=3, **WARM)
+        [alone] = generate(
+            model, tokenizer, [prompts[index]], [example_id], samples=3, max_new_tokens=20, seed=3, **WARM
+        )
         assert [row.token_ids for row in alone] == [row.token_ids for row in sampled[index][:3]]
     turned = generate(model, tokenizer, prompts[::-1], list("edcba"), samples=8, max_new_tokens=20, seed=3, **WARM)
-    assert [[row.token_ids for row in rows] for rows in turned[::-1]] == [[row.token_ids for row in rows] for rows in sampled]
+    assert [[row.token_ids for row in rows] for rows in turned[::-1]] == [
+        [row.token_ids for row in rows] for rows in sampled
+    ]
 
 
 def test_seed_example_and_index_each_change_the_sample(model, tokenizer, prompts, sampled):
     assert len({row.token_ids for row in sampled[1]}) > 4
     for example_id, seed in (("b", 4), ("z", 3)):
-        [other] = generate(model, tokenizer, [prompts[1]], [example_id], samples=8, max_new_tokens=20, seed=seed, **WARM)
+        [other] = generate(
+            model, tokenizer, [prompts[1]], [example_id], samples=8, max_new_tokens=20, seed=seed, **WARM
+        )
         assert [row.token_ids for row in other] != [row.token_ids for row in sampled[1]]
 
 
 @pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(1.5, 12, 0.9), (1.0, 20, 1.0), (1.3, 0, 0.5)])
-def test_first_tokens_are_distributed_as_transformers_would_draw_them(model, tokenizer, prompts, temperature, top_k, top_p):
+def test_first_tokens_are_distributed_as_transformers_would_draw_them(
+    model, tokenizer, prompts, temperature, top_k, top_p
+):
     warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
     if top_k:
         warpers.append(TopKLogitsWarper(top_k))
@@ -241,8 +259,18 @@ def test_first_tokens_are_distributed_as_transformers_would_draw_them(model, tok
         warpers.append(TopPLogitsWarper(top_p))
     prompt = prompts[0]
     exact = warpers(None, full_logits(model, prompt)[-1:].clone())[0].softmax(-1).double().numpy()
-    [found] = generate(model, tokenizer, [prompt], ["a"], samples=4000, max_new_tokens=1, temperature=temperature,
-                       top_k=top_k, top_p=top_p, seed=1)
+    [found] = generate(
+        model,
+        tokenizer,
+        [prompt],
+        ["a"],
+        samples=4000,
+        max_new_tokens=1,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=1,
+    )
     counts = np.zeros(len(exact))
     for completion in found:
         counts[completion.token_ids[0] if completion.token_ids else 2] += 1

@@ -1,4 +1,4 @@
-"""Stage one's training: exact ids and labels, what trl really trains on, losses by hand, and the best checkpoint kept."""
+"""Stage one's training: exact ids and labels, what trl really trains on, losses by hand, the best checkpoint kept."""
 
 import json
 
@@ -13,6 +13,7 @@ from sft.artefacts import content_hash
 from sft.checkpoint import load_base, load_tokenizer
 from sft.evaluation import answer
 from sft.order import global_batches
+from sft.packing import pack
 from sft.training import (
     general_text_loss,
     in_training_order,
@@ -35,8 +36,13 @@ GOLD = {
 
 
 def example(question, gold):
-    return {"example_id": question, "question": question, "context": CONTEXT, "gold_sql": gold,
-            "answerable": gold is not None}
+    return {
+        "example_id": question,
+        "question": question,
+        "context": CONTEXT,
+        "gold_sql": gold,
+        "answerable": gold is not None,
+    }
 
 
 EXAMPLES = [example(question, gold) for question, gold in GOLD.items()]
@@ -60,8 +66,16 @@ def model(tiny_model):
 
 def trainer_of(model, tokenizer, rows, folder):
     """A trainer as stage one makes it, to ask for batches and losses."""
-    arguments = SFTConfig(output_dir=str(folder), bf16=False, use_cpu=True, max_length=None, gradient_checkpointing=False,
-                          per_device_train_batch_size=len(rows), train_sampling_strategy="sequential", report_to="none")
+    arguments = SFTConfig(
+        output_dir=str(folder),
+        bf16=False,
+        use_cpu=True,
+        max_length=None,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=len(rows),
+        train_sampling_strategy="sequential",
+        report_to="none",
+    )
     dataset = in_training_order(rows, epochs=1, global_batch_size=len(rows), questions_per_pack=1, seed=0)
     return SFTTrainer(model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer)
 
@@ -71,12 +85,17 @@ def trainer_of(model, tokenizer, rows, folder):
 
 def test_ids_and_labels_are_exactly_these(tokenizer):
     [row] = tokenized_rows(tokenizer, EXAMPLES[:1], **LIMITS)
-    prompt = ("<|im_start|>system\nAnswer with one SQLite query.<|im_end|>\n<|im_start|>user\npet(name, age)\n"
-              "Question: How many pets?<|im_end|>\n<|im_start|>assistant\n")
+    prompt = (
+        "<|im_start|>system\nAnswer with one SQLite query.<|im_end|>\n<|im_start|>user\npet(name, age)\n"
+        "Question: How many pets?<|im_end|>\n<|im_start|>assistant\n"
+    )
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     gold_ids = tokenizer("SELECT COUNT(*) FROM pet", add_special_tokens=False)["input_ids"]
-    assert row == {"input_ids": [*prompt_ids, *gold_ids, 2], "labels": [-100] * len(prompt_ids) + [*gold_ids, 2],
-                   "schema": content_hash(CONTEXT)[:16]}
+    assert row == {
+        "input_ids": [*prompt_ids, *gold_ids, 2],
+        "labels": [-100] * len(prompt_ids) + [*gold_ids, 2],
+        "schema": content_hash(CONTEXT)[:16],
+    }
     # SELECT is one token of the tiny vocabulary; the system and user turns end with ids that are no labels.
     assert tokenizer.decode(row["labels"][len(prompt_ids)]) == "SELECT" and row["input_ids"].count(2) == 3
 
@@ -91,7 +110,11 @@ def test_rows_at_the_limits_stay_and_longer_ones_are_counted(tokenizer, rows, ca
     prompts = [row["labels"].count(-100) for row in rows]
     answers = [len(row["labels"]) - prompt for row, prompt in zip(rows, prompts, strict=True)]
     many = EXAMPLES[:2] * 20 + EXAMPLES[2:3]
-    limits = {"schema_style": "compact", "max_prompt_tokens": max(prompts[:2]), "max_completion_tokens": max(answers[:2])}
+    limits = {
+        "schema_style": "compact",
+        "max_prompt_tokens": max(prompts[:2]),
+        "max_completion_tokens": max(answers[:2]),
+    }
     assert prompts[2] > limits["max_prompt_tokens"] and answers[2] > limits["max_completion_tokens"]
     capsys.readouterr()
     assert len(tokenized_rows(tokenizer, many, **limits)) == 40
@@ -146,6 +169,24 @@ def test_the_loss_is_the_mean_over_completion_tokens_and_no_padding_changes_it(m
     assert together == pytest.approx(sum(total for total, _ in by_hand) / sum(count for _, count in by_hand), abs=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_rows_that_share_their_schema_lose_what_they_lose_alone(tiny_model, tokenizer, rows, tmp_path, attention):
+    """Two rows in one pack and two alone, so that the packs differ in length and some are padded."""
+    model = load_base(tiny_model, precision="fp32", attention=attention)
+    with torch.no_grad():  # attention strong enough that a row which saw another would show it
+        for layer in model.model.layers:
+            layer.self_attn.v_proj.weight.mul_(20)
+            layer.self_attn.o_proj.weight.mul_(20)
+    named = [{**row, "schema": schema} for row, schema in zip(rows, "aabc", strict=True)]
+    by_hand = [plain_loss(model, row) for row in rows]
+    trainer = trainer_of(model, tokenizer, rows, tmp_path)
+    batch = pack(named, pad_token_id=tokenizer.pad_token_id, attention=attention)
+    assert batch["input_ids"].shape[0] == 3 and batch["attention_mask"].ndim == 4
+    assert batch["position_ids"].max() == max(len(row["input_ids"]) for row in rows) - 1
+    wanted = sum(total for total, _ in by_hand) / sum(count for _, count in by_hand)
+    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(wanted, abs=1e-4)
+
+
 def test_scoring_the_completion_only_changes_neither_loss_nor_gradients(model, tokenizer, rows, tmp_path, monkeypatch):
     found = []
     for only in (False, True):
@@ -161,8 +202,16 @@ def test_scoring_the_completion_only_changes_neither_loss_nor_gradients(model, t
         model.zero_grad()
         loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
         loss.backward()
-        found.append((loss.item(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()
-                                    if parameter.requires_grad}))
+        found.append(
+            (
+                loss.item(),
+                {
+                    name: parameter.grad.clone()
+                    for name, parameter in model.named_parameters()
+                    if parameter.requires_grad
+                },
+            )
+        )
     (full_loss, full), (loss, gradients) = found
     assert loss == pytest.approx(full_loss, abs=1e-6)
     assert full.keys() == gradients.keys() and len(full) == 28
@@ -208,8 +257,14 @@ def test_lora_is_on_every_linear_layer_and_starts_at_the_base_model(tiny_model, 
 
 def test_the_seed_decides_the_adapter(tiny_model):
     def first(seed):
-        model = lora_model(load_base(tiny_model, precision="fp32"), rank=4, alpha=8, dropout=0.0,
-                           gradient_checkpointing=False, seed=seed)
+        model = lora_model(
+            load_base(tiny_model, precision="fp32"),
+            rank=4,
+            alpha=8,
+            dropout=0.0,
+            gradient_checkpointing=False,
+            seed=seed,
+        )
         return next(parameter for name, parameter in model.named_parameters() if "lora_A" in name)
 
     same = first(3)
@@ -220,42 +275,66 @@ def test_the_seed_decides_the_adapter(tiny_model):
 
 
 def settings(**changes):
-    return {"questions_per_pack": 1, "epochs": 4, "learning_rate": 5e-3, "warmup_share": 0.1, "global_batch_size": 4, "micro_batch_size": 2,
-            "gradient_checkpointing": False, "evaluations": 2, "seed": 0, "bf16": False, "trl": {}} | changes
+    return {
+        "questions_per_pack": 1,
+        "epochs": 4,
+        "learning_rate": 5e-3,
+        "warmup_share": 0.1,
+        "global_batch_size": 4,
+        "micro_batch_size": 2,
+        "gradient_checkpointing": False,
+        "evaluations": 2,
+        "seed": 0,
+        "bf16": False,
+        "trl": {},
+    } | changes
 
 
 def test_trl_trains_on_exactly_our_rows_in_our_order(model, tokenizer, rows, tmp_path, monkeypatch):
     seen, compute_loss = [], SFTTrainer.compute_loss
 
     def watched(self, model, inputs, *arguments, **more):
-        mask = inputs["attention_mask"]
-        allowed = mask if mask.dtype == torch.bool else mask == 0
-        for row, ids in enumerate(inputs["input_ids"]):
-            held = allowed[row, 0, :, 0]  # padding does not see the first token
+        for row, held in enumerate(inputs["attention_mask"] == 1):
             assert (inputs["labels"][row][~held] == -100).all()
             assert inputs["position_ids"][row][held].tolist() == list(range(held.sum()))
-            assert torch.equal(allowed[row, 0][held][:, held], torch.ones(held.sum(), held.sum()).tril().bool())
-            seen.append({"input_ids": ids[held].tolist(), "labels": inputs["labels"][row][held].tolist()})
+            seen.append({name: inputs[name][row][held].tolist() for name in ("input_ids", "labels")})
         return compute_loss(self, model, inputs, *arguments, **more)
 
     monkeypatch.setattr(SFTTrainer, "compute_loss", watched)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    result = train(model, tokenizer, rows, tmp_path / "checkpoints", evaluate=lambda step: {"execution_accuracy": step / 10},
-                   **settings())
+    result = train(
+        model,
+        tokenizer,
+        rows,
+        tmp_path / "checkpoints",
+        evaluate=lambda step: {"execution_accuracy": step / 10},
+        **settings(),
+    )
     wanted = in_training_order(rows, epochs=4, global_batch_size=4, questions_per_pack=1, seed=0)
     assert seen == wanted.remove_columns("schema").to_list() and len(seen) == 16
     assert result["steps"] == 4 and result["best_step"] == 4
-    assert json.loads((tmp_path / "checkpoints" / "evaluations.json").read_text()) == result["evaluations"] == {
-        "2": {"execution_accuracy": 0.2}, "4": {"execution_accuracy": 0.4},
-    }
+    assert (
+        json.loads((tmp_path / "checkpoints" / "evaluations.json").read_text())
+        == result["evaluations"]
+        == {
+            "2": {"execution_accuracy": 0.2},
+            "4": {"execution_accuracy": 0.4},
+        }
+    )
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) is not parameter.requires_grad, name
 
 
 def test_the_last_step_is_evaluated_even_where_steps_do_not_divide(model, tokenizer, rows, tmp_path):
     asked = []
-    train(model, tokenizer, rows, tmp_path, evaluate=lambda step: asked.append(step) or {"execution_accuracy": 0.5},
-          **settings(epochs=5, evaluations=2))
+    train(
+        model,
+        tokenizer,
+        rows,
+        tmp_path,
+        evaluate=lambda step: asked.append(step) or {"execution_accuracy": 0.5},
+        **settings(epochs=5, evaluations=2),
+    )
     assert asked == [3, 5]
 
 
@@ -265,8 +344,14 @@ def test_packs_and_micro_batches_do_not_change_what_is_learned(tiny_model, token
     for number, (micro, packed) in enumerate([(1, 1), (4, 1), (4, 4), (2, 4)]):
         base = load_base(tiny_model, precision="fp32", attention="sdpa" if packed == 4 and micro == 2 else "eager")
         model = lora_model(base, rank=8, alpha=16, dropout=0.0, gradient_checkpointing=False, seed=0)
-        result = train(model, tokenizer, rows, tmp_path / str(number), evaluate=lambda step: {"execution_accuracy": 1.0},
-                       **settings(micro_batch_size=micro, questions_per_pack=packed))
+        result = train(
+            model,
+            tokenizer,
+            rows,
+            tmp_path / str(number),
+            evaluate=lambda step: {"execution_accuracy": 1.0},
+            **settings(micro_batch_size=micro, questions_per_pack=packed),
+        )
         losses = [row["loss"] for row in result["log"] if "loss" in row]
         # Four rows of one schema, so that every order holds the same rows in every batch.
         weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
@@ -316,9 +401,13 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tiny_model, tokenizer, 
 def test_the_model_ends_with_the_weights_of_its_best_evaluation(model, tokenizer, rows, tmp_path, accuracies, best):
     """Of two equal evaluations the earlier one: it has drifted less."""
     given = dict(zip((2, 4), accuracies, strict=True))
-    result = train(model, tokenizer, rows, tmp_path, evaluate=lambda step: {"execution_accuracy": given[step]}, **settings())
+    result = train(
+        model, tokenizer, rows, tmp_path, evaluate=lambda step: {"execution_accuracy": given[step]}, **settings()
+    )
     assert result["best_step"] == best
-    held = {name.replace(".default.", "."): parameter for name, parameter in model.named_parameters() if "lora_" in name}
+    held = {
+        name.replace(".default.", "."): parameter for name, parameter in model.named_parameters() if "lora_" in name
+    }
     for step in (2, 4):
         saved = load_file(tmp_path / f"checkpoint-{step}" / "adapter_model.safetensors")
         assert saved.keys() == held.keys()
@@ -333,12 +422,17 @@ def test_a_tiny_model_learns_its_rows_and_when_to_stop(tiny_model, tokenizer, ro
 
     def evaluate(step):
         answers = answer(model, tokenizer, EXAMPLES, schema_style="compact", max_new_tokens=30, batch_size=4)
-        return {"execution_accuracy": sum(row["sql"] == gold for row, gold in zip(answers, GOLD.values(), strict=True)) / 4}
+        return {
+            "execution_accuracy": sum(row["sql"] == gold for row, gold in zip(answers, GOLD.values(), strict=True)) / 4
+        }
 
-    result = train(model, tokenizer, rows, tmp_path, evaluate=evaluate,
-                   **settings(epochs=60, learning_rate=5e-3, evaluations=1))
+    result = train(
+        model, tokenizer, rows, tmp_path, evaluate=evaluate, **settings(epochs=60, learning_rate=5e-3, evaluations=1)
+    )
     assert result["evaluations"] == {"60": {"execution_accuracy": 1.0}}
     losses = [row["loss"] for row in result["log"] if "loss" in row]
     assert losses[0] > 4 and losses[-1] < 0.1
     answers = answer(model, tokenizer, EXAMPLES, schema_style="compact", max_new_tokens=30, batch_size=2)
-    assert [row["completion"] for row in answers] == list(GOLD.values()) and all(row["ended_with_eos"] for row in answers)
+    assert [row["completion"] for row in answers] == list(GOLD.values()) and all(
+        row["ended_with_eos"] for row in answers
+    )
