@@ -166,10 +166,10 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., St
 
     def begin(script: str, run: Path, settings: Sequence[str], *, launcher: Sequence[str] = (),
               arguments: Sequence[str] = (), cores: int = 1) -> Started:
-        command = [ACCELERATE, "launch", *(launcher or ["--quiet"]), script, *arguments, "--set", f"run={run}", *settings]
+        options = [*(launcher or ["--quiet"]), script, *arguments, "--set", f"run={run}", *settings]
         log = logs / f"{uuid.uuid4().hex}.log"
         with lock:
-            started.append(Started(command, log, least_used(cores)))
+            started.append(Started([ACCELERATE, "launch", *options], log, least_used(cores)))
             return started[-1]
 
     def least_used(count: int) -> list[int]:
@@ -192,7 +192,8 @@ def dpo_settings() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def finished_run(start, sft_settings: list[str], dpo_settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(start, sft_settings: list[str], dpo_settings: list[str],
+                 tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder in which both stages have ended, on one rank and without DeepSpeed. Read only: copy it."""
     run = tmp_path_factory.mktemp("finished") / "run"
     start("sft/run.py", run, sft_settings).finish()

@@ -120,7 +120,7 @@ def prepare(folder: Path, source: Path, **changes) -> None:
 
 
 @pytest.mark.parametrize(("change", "parts"), [
-    (lambda text: text.replace("}\n", "\n", 1), ["train.jsonl, line 1", "one JSON object a line", "Repair or delete that line"]),
+    (lambda text: text.replace("}\n", "\n", 1), ["train.jsonl, line 1", "one JSON object a line", "Repair or delete"]),
     (lambda text: text + '{"question": "x"\n', ["train.jsonl, line 49", "Repair or delete that line"]),
     (lambda text: text + "[1, 2]\n", ["train.jsonl, line 49", "JSON list", "one JSON object a line"]),
     (lambda text: text.replace('"answer"', '"sql"'), ["train.jsonl", "answer", "sql", "data.columns"]),

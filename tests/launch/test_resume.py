@@ -72,10 +72,11 @@ def resumed(start, copy_run, dpo_settings, sft_settings, finished_run, tmp_path_
             else:
                 killed.kill()
             left[step] = names(run)
-        output = start("preference/dpo.py", run, dpo_settings).finish()
+        start("preference/dpo.py", run, dpo_settings).finish()
         before = contents(run)
         again = start("preference/dpo.py", run, dpo_settings).finish()
-        return {"run": run, "left": left, "judges": judges, "orphans": orphans, "output": output, "again": again, "unchanged": before == contents(run)}
+        return {"run": run, "left": left, "judges": judges, "orphans": orphans, "again": again,
+                "unchanged": before == contents(run)}
 
     with ThreadPoolExecutor(2) as two:
         one, second = two.submit(stage_one), two.submit(stage_two)
@@ -113,7 +114,8 @@ def test_stage_two_resumes_to_the_uninterrupted_files(resumed, finished_run):
         plain = pq.read_table(finished_run / "round-1" / f"{name}.parquet")
         assert pq.read_table(run / "round-1" / f"{name}.parquet").equals(plain), name
     for name in ("adapter_model.safetensors", "complete.json", "provenance.json"):
-        assert (run / "round-1" / "dpo" / name).read_bytes() == (finished_run / "round-1" / "dpo" / name).read_bytes(), name
+        found, plain = (folder / "round-1" / "dpo" / name for folder in (run, finished_run))
+        assert found.read_bytes() == plain.read_bytes(), name
     assert names(run) == names(finished_run)
     facts = json.loads((run / "round-1" / "dpo" / "training.json").read_text())
     assert facts["start"] is None, "training began anew instead of at its checkpoint"
@@ -144,7 +146,8 @@ def test_shards_that_are_there_are_not_made_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         make_in_shards(target, [0, 1, 2, 3, 4, 5, 6], 2, schema, make, part=0, parts=1)
     made.clear()
-    make_in_shards(target, [0, 1, 2, 3, 4, 5, 6], 2, schema, lambda items: [{"number": item} for item in items], part=1, parts=2)
+    make_in_shards(target, [0, 1, 2, 3, 4, 5, 6], 2, schema,
+                   lambda items: [{"number": item} for item in items], part=1, parts=2)
     assert sorted(path.name for path in target.with_suffix("").iterdir()) == [
         "shard-00000.parquet", "shard-00001.parquet", "shard-00003.parquet"]
     make_in_shards(target, [0, 1, 2, 3, 4, 5, 6], 2, schema,
