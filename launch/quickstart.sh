@@ -9,7 +9,7 @@ begun=$SECONDS
 
 echo "== stage one: LoRA fine-tuning on 1,600 questions (about 10 minutes on 2 cores)"
 accelerate launch --quiet --config_file launch/cpu.yaml sft/run.py --set run="$run" data.train_limit=1600 data.dev_limit=64 \
-  train.evaluations=1
+  train.epochs=1.5 train.evaluations=1
 
 echo "== stage two: sample, execute, pair, DPO under DeepSpeed ZeRO-2 (about 8 minutes)"
 accelerate launch --quiet --config_file launch/cpu.yaml preference/dpo.py --set run="$run" sample.questions=200 \
