@@ -12,7 +12,7 @@ if [ "$(cat .venv/installed 2>/dev/null)" != "$stamp" ]; then
   fi
   echo "installing into .venv (once; some minutes, most of it torch)"
   "$python" -m venv .venv
-  .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+  .venv/bin/python -m pip install --constraint constraints.txt --editable '.[test]'
   echo "$stamp" > .venv/installed
 fi
 PATH="$PWD/.venv/bin:$PATH"

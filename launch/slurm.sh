@@ -2,7 +2,8 @@
 # Both stages on the machines of a Slurm job: one `accelerate launch` a machine, which starts a rank for each of its GPUs.
 #
 #   sbatch launch/slurm.sh
-#   sbatch --nodes=4 launch/slurm.sh runs/large configs/sft.yaml configs/dpo.yaml train.global_batch_size=256
+#   sbatch --nodes=4 launch/slurm.sh runs/large configs/sft.yaml configs/dpo.yaml train.global_batch_size=256 \
+#     train.micro_batch_size=8
 #
 # Arguments: run folder (on a file system that all machines share), configuration of stage one, of stage two, and settings
 # (key=value) for both. Submit from the project's folder, where .venv is. A job that was stopped goes on where it was when
@@ -20,9 +21,9 @@ set -euo pipefail
 run=${1:-runs/slurm}
 sft_configuration=${2:-configs/sft.yaml}
 dpo_configuration=${3:-configs/dpo.yaml}
-# The global batch must be a multiple of train.micro_batch_size x GPUs of all machines: 8 x 16 in the default files.
+# The global batch must be a multiple of train.micro_batch_size x GPUs of all machines (here 8 x 16).
 settings=("${@:4}")
-if [ ${#settings[@]} -eq 0 ]; then settings=(train.global_batch_size=128); fi
+if [ ${#settings[@]} -eq 0 ]; then settings=(train.global_batch_size=128 train.micro_batch_size=8); fi
 # What --gpus-per-node asked for; 8 where Slurm does not say.
 gpus=${SLURM_GPUS_ON_NODE:-8}
 

@@ -55,12 +55,14 @@ def compare(arguments) -> None:
     from preference.report import print_table, summarise, write_report
     from sft import ranks
     from sft.artefacts import content_hash, is_complete, mark_complete, read_parquet, write_parquet
-    from sft.checkpoint import checkpoint_hash, is_adapter, load_for_inference, read_provenance, resolve_model
+    from sft.checkpoint import checkpoint_hash, is_adapter, load_for_inference, load_tokenizer, read_provenance, release_memory, resolve_model
     from sft.evaluation import ANSWERS_SCHEMA, answer, judge_answers, measures
     from sft.examples import load, prepare_questions
     from sft.prompt import check_prompt_hash, prompt_hash
 
     # ------------------------------------------------------------------ the questions
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ValueError(f"--limit {arguments.limit}: at least 1 question must be asked; leave it out to ask all.")
     models = pairs_of(arguments.models, "--models")
     output, run = arguments.output, arguments.run or arguments.output
     ranks.start(zero=False)
@@ -98,18 +100,21 @@ def compare(arguments) -> None:
     for name, path in models.items():
         target = output / "answers" / f"{name}.parquet"
         weights = checkpoint_hash(path if name in formats else resolve_model(path))
-        inputs = {"checkpoint": weights, "questions": asked, "schema_style": style,
+        tokenizer = load_tokenizer(path if name in formats else resolve_model(path))
+        prompt = prompt_hash(tokenizer, style, budget)
+        if name in formats:
+            check_prompt_hash(formats[name]["prompt_hash"], prompt, path)
+        inputs = {"checkpoint": weights, "prompt_hash": prompt, "questions": asked, "schema_style": style,
                   "max_new_tokens": arguments.max_new_tokens, "precision": arguments.precision}
         if not ranks.gather(is_complete(target, inputs, arguments.overwrite) if ranks.is_main() else None)[0]:
             model, tokenizer, _ = load_for_inference(path, precision=arguments.precision, place=ranks.device())
-            if name in formats:
-                check_prompt_hash(formats[name]["prompt_hash"], prompt_hash(tokenizer, style, budget), path)
             found = answer(model, tokenizer, examples, schema_style=style, max_new_tokens=arguments.max_new_tokens,
                            batch_size=arguments.batch_size, description=f"{name} answers")
             if ranks.is_main():
                 write_parquet(target, found, ANSWERS_SCHEMA)
                 mark_complete(target, inputs, {"answers": len(found)})
             del model
+            release_memory()
             ranks.barrier()
         answers[name] = read_parquet(target)
 

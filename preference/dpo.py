@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 STEPS = ("sample", "judge", "pairs", "train")
+# Keys that change how a result is computed, not which result: a run may go on with others.
+HOW_NOT_WHAT = {"micro_batch_size", "save_steps", "gradient_checkpointing", "attention"}
 
 
 def main() -> None:
@@ -24,12 +26,19 @@ def main() -> None:
     try:
         config = read_configuration(DpoConfig, arguments.config, arguments.settings)
         ranks.prepare_environment(distributed=True)
-        run(config, (arguments.only,) if arguments.only else STEPS, arguments.overwrite)
+        run(config, (arguments.only,) if arguments.only else STEPS, arguments.overwrite, stage_one(arguments.config))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-def run(config, steps: tuple[str, ...], overwrite: bool) -> None:
+def stage_one(config: Path) -> str:
+    """The command of stage one that belongs to a configuration of stage two: that of its sister file."""
+    sister = config.with_name(config.name.replace("dpo", "sft", 1))
+    default = sister.name == "sft.yaml" or not sister.exists()
+    return "accelerate launch sft/run.py" + ("" if default else f" --config {sister}")
+
+
+def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> None:
     """The stage, from top to bottom; every step is a function of files."""
     import random
 
@@ -37,7 +46,8 @@ def run(config, steps: tuple[str, ...], overwrite: bool) -> None:
     from preference.sampling import judge, sample
     from sft import ranks
     from sft.artefacts import file_hash, is_complete, mark_complete, read_parquet, write_parquet
-    from sft.checkpoint import checkpoint_hash, load_for_inference, load_tokenizer, read_provenance
+    from sft.checkpoint import checkpoint_hash, load_for_inference, load_tokenizer, read_provenance, release_memory
+    from sft.configuration import validate_trl
     from sft.examples import load
     from sft.order import accumulation_steps
     from sft.prompt import check_prompt_hash, prompt_hash
@@ -45,11 +55,11 @@ def run(config, steps: tuple[str, ...], overwrite: bool) -> None:
 
     # ------------------------------------------------------------------ what is there
     folder = Path(config.run)
-    sft_config = read_stage_configuration(folder, "sft")
+    sft_config = read_stage_configuration(folder, "sft", f"{sft_command} --set run={folder}")
     adapter = folder / "sft"
     if not (adapter / "complete.json").exists():
         raise ValueError(f"{adapter} holds no finished adapter. Make it first (it goes on where it stopped):\n"
-                         f"  accelerate launch sft/run.py --set run={folder}")
+                         f"  {sft_command} --set run={folder}")
     provenance = read_provenance(adapter)
     tokenizer = load_tokenizer(adapter)
     schema_style = provenance["prompt"]["schema_style"]
@@ -57,6 +67,16 @@ def run(config, steps: tuple[str, ...], overwrite: bool) -> None:
     check_prompt_hash(provenance["prompt_hash"], prompt, str(adapter))
     ranks.start(zero=True)
     if "train" in steps:  # said now rather than after hours of sampling
+        from trl import DPOConfig as TrlArguments
+
+        from preference.dpo_training import RESERVED
+
+        validate_trl(config.train.trl, TrlArguments, RESERVED)
+        for section, key in (("evaluate", "max_new_tokens"), ("judge", "databases")):
+            mine, theirs = getattr(getattr(config, section), key), sft_config[section][key]
+            if mine != theirs:
+                raise ValueError(f"{section}.{key} is {mine!r} here and was {theirs!r} in stage one: SFT and DPO would be "
+                                 f"compared by different measures. Set {section}.{key}={theirs}.")
         accumulation_steps(config.train.global_batch_size, config.train.micro_batch_size, ranks.world_size())
     if ranks.is_main():
         print(f"stage two -> {folder}: {ranks.world_size()} rank(s) with {ranks.threads_per_rank()} thread(s) each")
@@ -91,11 +111,13 @@ def run(config, steps: tuple[str, ...], overwrite: bool) -> None:
     inputs = {"checkpoint": weights, "prompt_hash": prompt, "seed": config.seed, "shard_size": config.sample.shard_size,
               "questions": len(examples), "data": file_hash(folder / "data" / "train.parquet"), **sampling}
     if pending("sample", candidates, inputs):
-        model, _, _ = load_for_inference(adapter, precision=config.train.precision, place=ranks.device())
+        model, _, _ = load_for_inference(adapter, precision=config.train.precision, attention=config.train.attention,
+                                         trust_remote_code=sft_config["trust_remote_code"], place=ranks.device())
         sample(candidates, inputs, examples, model, tokenizer, schema_style=schema_style, seed=config.seed,
                batch_size=config.sample.batch_size, shard_size=config.sample.shard_size, round_number=1,
                checkpoint_hash=weights, prompt_hash=prompt, **sampling)
         del model
+        release_memory()
 
     # ------------------------------------------------------------------ judge
     if "judge" in steps:
@@ -121,8 +143,8 @@ def run(config, steps: tuple[str, ...], overwrite: bool) -> None:
     # ------------------------------------------------------------------ train
     if "train" in steps:
         inputs = {"pairs": output_of(pairs_file, "pairs"), "checkpoint": weights, "prompt_hash": prompt,
-                  "seed": config.seed, "train": config.train.model_dump(exclude={"micro_batch_size", "save_steps"}),
-                  "evaluate": config.evaluate.model_dump()}
+                  "seed": config.seed, "train": config.train.model_dump(exclude=HOW_NOT_WHAT),
+                  "max_new_tokens": config.evaluate.max_new_tokens}
         if pending("train", place / "dpo", inputs):
             from preference.dpo_stage import train_and_publish
 

@@ -16,10 +16,10 @@ from sft.checkpoint import (
     load_for_inference,
     precision_dtype,
     read_provenance,
+    release_memory,
     resolve_model,
     save_adapter,
 )
-from sft.configuration import validate_trl
 from sft.evaluation import evaluate
 from sft.examples import load
 from sft.records import peak_memory_bytes, write_card
@@ -27,16 +27,13 @@ from sft.records import peak_memory_bytes, write_card
 
 def train_and_publish(config, sft_config: dict, folder: Path, tokenizer, pairs: list[dict], inputs: dict) -> None:
     """Train on the pairs, write RUN/round-1/dpo, and copy the better of SFT and DPO (development accuracy) to RUN/best."""
-    from trl import DPOConfig
-
-    from preference.dpo_training import RESERVED, train_dpo
+    from preference.dpo_training import train_dpo
 
     started = time.time()
     settings = config.train
-    validate_trl(settings.trl, DPOConfig, RESERVED)
     adapter, output = folder / "sft", folder / "round-1" / "dpo"
     provenance = read_provenance(adapter)
-    base_path = resolve_model(sft_config["model"])
+    base_path = resolve_model(sft_config["model"], sft_config["trust_remote_code"])
     base_fingerprint = fingerprint(base_path)
 
     def load_policy():
@@ -58,7 +55,8 @@ def train_and_publish(config, sft_config: dict, folder: Path, tokenizer, pairs: 
         save_adapter(model, tokenizer, output, {**provenance, "stage": "dpo", "sft_checkpoint": inputs["checkpoint"],
                                                 "seed": config.seed}, state)
         check_saved(output, state)
-    del model
+    del model, state
+    release_memory()
     ranks.barrier()
 
     # ------------------------------------------------------------------ read it back, measure it, publish
@@ -66,8 +64,9 @@ def train_and_publish(config, sft_config: dict, folder: Path, tokenizer, pairs: 
 
     # ZeRO-3 is over: transformers would partition the model that is read back, too.
     unset_hf_deepspeed_config()
-    model, tokenizer, _ = load_for_inference(output, precision=settings.precision, place=ranks.device())
-    after = evaluate(model, tokenizer, load(folder / "data", "dev"), seed=config.seed,
+    model, tokenizer, _ = load_for_inference(output, precision=settings.precision, attention=settings.attention,
+                                             trust_remote_code=sft_config["trust_remote_code"], place=ranks.device())
+    after = evaluate(model, tokenizer, load(folder / "data", "dev"), seed=sft_config["seed"],
                      schema_style=provenance["prompt"]["schema_style"], description="DPO model",
                      **config.evaluate.model_dump(), **config.judge.model_dump())
     if ranks.is_main():
@@ -81,14 +80,22 @@ def train_and_publish(config, sft_config: dict, folder: Path, tokenizer, pairs: 
         write_json(output / "training.json", facts)
         write_card(output, "dpo", {"model": sft_config["model"]}, facts)
         better = output if after["execution_accuracy"] >= before["execution_accuracy"] else adapter
-        shutil.rmtree(output / "checkpoints", ignore_errors=True)
-        shutil.rmtree(folder / "best", ignore_errors=True)
-        shutil.copytree(better, folder / "best", ignore=shutil.ignore_patterns("complete.json", "begun.json"))
+        publish(better, folder / "best")
         mark_complete(output, inputs, {"pairs": len(pairs)})
+        shutil.rmtree(output / "checkpoints", ignore_errors=True)
         print(f"stage two done in {facts['duration_s']:.0f} s: development accuracy {before['execution_accuracy']:.1%} "
               f"-> {after['execution_accuracy']:.1%} (n = {after['n']}); adapter in {output}; published in "
               f"{folder / 'best'}: {'DPO' if better == output else 'SFT, since DPO did not reach it'}")
     ranks.barrier()
+
+
+def publish(adapter: Path, target: Path) -> None:
+    """Copy an adapter's own files to `target`; what stood there is replaced only once the copy is whole."""
+    copy = target.with_name(f".{target.name}.new")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(adapter, copy, ignore=shutil.ignore_patterns("complete.json", "begun.json", "checkpoints"))
+    shutil.rmtree(target, ignore_errors=True)
+    copy.rename(target)
 
 
 def check_saved(folder: Path, state: dict) -> None:

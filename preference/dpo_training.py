@@ -13,7 +13,7 @@ from sft import ranks
 from sft.artefacts import library_writes
 from sft.order import accumulation_steps, global_batches
 from sft.prompt import completion_ids, prompt_ids
-from sft.training import MAX_DROPPED_SHARE, last_whole_checkpoint, mark_checkpoint, score_completion_only
+from sft.training import MAX_DROPPED_SHARE, finite, last_whole_checkpoint, mark_checkpoint, score_completion_only
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 RESERVED = {"output_dir", "max_steps", "num_train_epochs", "learning_rate", "warmup_steps", "beta", "loss_type",
             "loss_weights", "label_smoothing", "per_device_train_batch_size", "gradient_accumulation_steps",
             "gradient_checkpointing", "seed", "bf16", "fp16", "use_cpu", "max_length", "save_strategy", "save_steps",
-            "deepspeed", "train_sampling_strategy"}
+            "deepspeed", "train_sampling_strategy", "save_total_limit", "save_only_model", "load_best_model_at_end",
+            "eval_strategy", "precompute_ref_log_probs", "remove_unused_columns"}
 
 
 def zero_settings(stage: int, offload: str) -> tuple[int, str]:
@@ -79,7 +80,7 @@ def tokenized_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[dict], *, ma
         sides = {f"{side}_ids": completion_ids(tokenizer, pair[side][-1]["content"]) for side in ("chosen", "rejected")}
         if len(prompt) + max(map(len, sides.values())) <= max_length:
             # A text that encodes to other tokens than were sampled has another log-probability than theirs.
-            logps = {f"sft_{side}_logps": pair.get(f"{side}_logp_sum") if pair.get(f"{side}_canonical") else None
+            logps = {f"sft_{side}_logps": pair.get(f"{side}_logp_sum") if pair.get(f"{side}_tokens_round_trip") else None
                      for side in ("chosen", "rejected")}
             rows.append({"prompt_ids": prompt, **sides, **logps})
     dropped = len(pairs) - len(rows)
@@ -236,8 +237,6 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
             join_ranks_on_cpu()
         if bf16:
             allow_bf16_on_cpu()
-    if len(loss_weights) != len(loss_type):
-        raise ValueError(f"train.loss_weights {loss_weights} must have one number for each of train.loss_type {loss_type}")
     dataset = tokenized_pairs(tokenizer, pairs, max_length=max_length, epochs=epochs,
                               global_batch_size=global_batch_size, seed=seed)
     steps = len(dataset) // global_batch_size
@@ -263,4 +262,4 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
         trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
     state = gathered_adapter(trainer.model)
     return trainer.model, state, {"steps": steps, "zero_stage": stage, "offload": offload, "start": trainer.start,
-                                  "log": trainer.state.log_history}
+                                  "log": finite(trainer.state.log_history)}

@@ -14,7 +14,7 @@ from sft.prompt import render
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _SIDE = {"sql": pa.string(), "verdict": pa.string(), "reason": pa.string(), "trace": pa.string(),
-         "result_hash": pa.string(), "logp_sum": pa.float64(), "canonical": pa.bool_(), "sample_index": pa.int64()}
+         "result_hash": pa.string(), "logp_sum": pa.float64(), "tokens_round_trip": pa.bool_(), "sample_index": pa.int64()}
 # TRL's conversational preference format first; every further column is evidence, which plain TRL ignores.
 PAIRS_SCHEMA = pa.schema([
     ("pair_id", pa.string()), ("prompt", MESSAGES), ("chosen", MESSAGES), ("rejected", MESSAGES),
@@ -26,6 +26,11 @@ PAIRS_SCHEMA = pa.schema([
     ("prompt_hash", pa.string()), ("person_label", pa.string()),
 ])
 DROPPED_SCHEMA = pa.schema([("example_id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+
+
+def verdict_key(candidate: dict) -> str | None:
+    """What a candidate's verdict is kept under: its query in canonical form, None where the model abstained."""
+    return None if candidate["abstained"] else canonical_sql(candidate["sql"] or "")
 
 
 def edit_distance(left: str, right: str) -> float:
@@ -91,7 +96,7 @@ def build_pairs(examples: list[dict], candidates: list[dict], verdicts: list[dic
     found = {(row["example_id"], row["canonical_sql"]): row for row in verdicts}
     samples = defaultdict(list)
     for candidate in candidates:
-        key = canonical_sql(candidate["sql"] or "")
+        key = verdict_key(candidate)
         verdict = found[candidate["example_id"], key]
         samples[candidate["example_id"]].append({**candidate, **verdict, "canonical_sql": key})
     pairs, dropped = [], []

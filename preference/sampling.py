@@ -8,18 +8,18 @@ from pathlib import Path
 import pyarrow as pa
 from tqdm import tqdm
 
+from preference.pairs import verdict_key
 from reward.judge import Judge
-from reward.queries import canonical_sql
 from sft import ranks
 from sft.artefacts import join_shards, make_in_shards, mark_complete, read_parquet
-from sft.evaluation import judge_tasks
+from sft.evaluation import candidate, judge_tasks
 from sft.prompt import completion_ids, prompt_ids, read_completion, render
 from sft.sampler import generate
 
 CANDIDATES_SCHEMA = pa.schema([
     ("example_id", pa.string()), ("sample_index", pa.int64()), ("round", pa.int64()), ("completion", pa.string()),
     ("sql", pa.string()), ("abstained", pa.bool_()), ("token_count", pa.int64()), ("logp_sum", pa.float64()),
-    ("ended_with_eos", pa.bool_()), ("canonical", pa.bool_()), ("temperature", pa.float64()),
+    ("ended_with_eos", pa.bool_()), ("tokens_round_trip", pa.bool_()), ("temperature", pa.float64()),
     ("top_k", pa.int64()), ("top_p", pa.float64()), ("seed", pa.int64()), ("checkpoint_hash", pa.string()), ("prompt_hash", pa.string()),
 ])
 VERDICTS_SCHEMA = pa.schema([
@@ -46,11 +46,11 @@ def sample(target: Path, inputs: dict, examples: list[dict], model, tokenizer, *
             for index, completion in enumerate(completions):
                 sql, abstained = read_completion(completion.text)
                 # Whether the text encodes to the very tokens that were sampled: only then is logp_sum that of the text.
-                canonical = completion_ids(tokenizer, completion.text)[:-1] == list(completion.token_ids)
+                round_trip = completion_ids(tokenizer, completion.text)[:-1] == list(completion.token_ids)
                 rows.append({"example_id": example["example_id"], "sample_index": index, "completion": completion.text,
                              "sql": sql, "abstained": abstained, "token_count": completion.token_count,
                              "logp_sum": completion.logp_sum, "ended_with_eos": completion.ended_with_eos,
-                             "canonical": canonical, **fixed})
+                             "tokens_round_trip": round_trip, **fixed})
         return rows
 
     make_in_shards(target, examples, shard_size, CANDIDATES_SCHEMA, make, part=ranks.rank(), parts=ranks.world_size())
@@ -65,9 +65,9 @@ def sample(target: Path, inputs: dict, examples: list[dict], model, tokenizer, *
 def judge(target: Path, inputs: dict, examples: list[dict], candidates: Path, *, databases: str, workers: int,
           shard_size: int, seed: int) -> None:
     """Write verdicts.parquet: one row for each example and distinct query, in fixed shards that the ranks share."""
-    queries: dict[str, dict[str, str]] = {}
+    queries: dict[str, dict[str | None, str | None]] = {}
     for row in read_parquet(candidates):
-        queries.setdefault(row["example_id"], {}).setdefault(canonical_sql(row["sql"] or ""), row["sql"] or "")
+        queries.setdefault(row["example_id"], {}).setdefault(verdict_key(row), candidate(row))
     asked = [example for example in examples if example["example_id"] in queries]
     bar = tqdm(total=len(asked[:: ranks.world_size()]), desc="judging", unit="question", disable=not ranks.is_main())
 

@@ -224,6 +224,7 @@ class Database:
     def _trusted(self, sql: str) -> list[tuple]:
         self.steps = 0
         self.statements = 0
+        self.volatile = False  # a query that was asked before says nothing of ours
         self.connection.authorizer = None
         try:
             return self.connection.execute(sql).fetchall()

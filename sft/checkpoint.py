@@ -16,7 +16,7 @@ PROVENANCE = "provenance.json"
 ADAPTER = "adapter_model.safetensors"
 
 
-def resolve_model(name: str) -> str:
+def resolve_model(name: str, trust_remote_code: bool = False) -> str:
     """A folder with the model's files, for `embedded`, a local folder or a hub name.
 
     Raises ValueError where there is no such folder, or the hub cannot be reached and the model is not in its cache.
@@ -37,8 +37,9 @@ def resolve_model(name: str) -> str:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", *(["*.py"] if trust_remote_code else [])]
     try:
-        return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"])
+        return snapshot_download(name, allow_patterns=patterns)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ValueError(
             f"model: {name} could not be fetched from the Hugging Face hub ({type(error).__name__}: "
@@ -47,7 +48,7 @@ def resolve_model(name: str) -> str:
         ) from None
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """A tokenizer fit for training: it has an EOS and a chat template, and a padding token that is not EOS.
 
     Raises ValueError where EOS or template is missing.
@@ -55,7 +56,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"no tokenizer could be read from {path} ({str(error).splitlines()[0]}). The folder needs tokenizer.json "
@@ -247,13 +248,30 @@ def checkpoint_hash(path: str | Path) -> str:
     return fingerprint(path)
 
 
-def load_for_inference(path: str | Path, *, precision: str = "auto", place: str = "cpu"):
-    """(model, tokenizer, provenance or None) of a whole model's folder or of an adapter's, ready to generate."""
-    if is_adapter(path):
-        provenance = read_provenance(path)
-        base_path = resolve_model(provenance["model"])
-        base = load_base(base_path, precision=precision, place=place)
-        model = load_adapter(base, path, base_fingerprint=fingerprint(base_path), trainable=False)
-        return model.eval(), load_tokenizer(path), provenance
-    base_path = resolve_model(str(path))
-    return load_base(base_path, precision=precision, place=place).eval(), load_tokenizer(base_path), None
+def release_memory() -> None:
+    """Give back what models that are no longer referred to hold, on the GPU too."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def load_for_inference(path: str | Path, *, precision: str = "auto", attention: str = "auto",
+                       trust_remote_code: bool = False, place: str = "cpu"):
+    """(model, tokenizer, provenance or None) of a whole model's folder or of an adapter's, ready to generate.
+
+    An adapter that was trained on a 4-bit base gets one again, where there is a GPU to hold it.
+    """
+    import torch
+
+    provenance = read_provenance(path) if is_adapter(path) else None
+    base_path = resolve_model(provenance["model"] if provenance else str(path), trust_remote_code)
+    in_4bit = bool(provenance and provenance.get("load_in_4bit")) and torch.cuda.is_available()
+    model = load_base(base_path, precision=precision, attention=attention, load_in_4bit=in_4bit,
+                      trust_remote_code=trust_remote_code, place=place)
+    if provenance:
+        model = load_adapter(model, path, base_fingerprint=fingerprint(base_path), trainable=False)
+    return model.eval(), load_tokenizer(path if provenance else base_path, trust_remote_code), provenance

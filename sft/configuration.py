@@ -7,7 +7,7 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -115,6 +115,14 @@ class DpoTrain(Section):
     max_length: Annotated[int, Field(ge=16)]
     save_steps: Count
     trl: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _agree(self) -> DpoTrain:
+        if not self.loss_type or len(self.loss_type) != len(self.loss_weights):
+            raise ValueError(f"loss_weights {self.loss_weights} must have one number for each of loss_type {self.loss_type}")
+        if self.load_in_4bit and self.zero_stage == 3:
+            raise ValueError("load_in_4bit cannot be partitioned by zero_stage 3; use zero_stage 2")
+        return self
 
 
 class DpoConfig(Section):

@@ -91,7 +91,7 @@ def judge_answers(examples: list[dict], answers: dict[str, list[dict]], *, datab
                         [[candidate(answers[name][index]) for name in answers] for index in asked])
     rows: dict[str, list[dict]] = {name: [] for name in answers}
     with Judge(databases=databases, workers=workers or ranks.threads_per_rank(), seed=seed) as judge:
-        for index, line in zip(asked, judge.stream(tasks, progress=False), strict=True):
+        for index, line in zip(asked, judge.stream(tasks, progress=ranks.is_main()), strict=True):
             if line["gold"]["status"] != "ok":
                 continue
             kept = {key: examples[index][key] for key in ("example_id", "question", "context", "gold_sql", "kind")}

@@ -20,7 +20,7 @@ _STATEMENT = re.compile(
     r"(SELECT|WITH|VALUES|ALTER|ANALYZE|ATTACH|BEGIN|CREATE|DELETE|DETACH|DROP|INSERT|PRAGMA|REPLACE|UPDATE|VACUUM)\b",
     re.IGNORECASE,
 )
-_FENCE = re.compile(r"```(?:\w+\n|\s)?(.*?)(?:```|$)", re.DOTALL)
+_FENCE = re.compile(r"```(?:\w+\n|(?:sql|sqlite3?)\b)?(.*?)(?:```|$)", re.IGNORECASE | re.DOTALL)
 
 
 def render(example: dict, schema_style: str) -> list[dict[str, str]]:
@@ -99,9 +99,11 @@ def read_completion(completion: str) -> tuple[str | None, bool]:
     text = completion.strip()
     if text.rstrip(".").upper() == UNANSWERABLE:
         return None, True
-    if fence := _FENCE.search(text):
+    if _STATEMENT.match(text):
+        text = text.split("```")[0]
+    elif fence := _FENCE.search(text):
         text = fence.group(1).strip()
-    elif (select := _SELECT.search(text)) and not _STATEMENT.match(text):
+    elif select := _SELECT.search(text):
         text = select.group(1).strip()
     text = text.rstrip().removesuffix(";").rstrip()
     return (text or None), False

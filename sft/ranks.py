@@ -6,9 +6,10 @@ import ctypes
 import os
 import signal
 import socket
-import warnings
 import sys
+import warnings
 from datetime import timedelta
+from pathlib import Path
 
 # The option of Linux's prctl that names the signal a process gets when its parent ends.
 PR_SET_PDEATHSIG = 1
@@ -17,8 +18,13 @@ WAIT = timedelta(hours=24)
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use, by its affinity and, in a container, by its quota of CPU time."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return max(1, min(count, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such limit, or "max"
+        return count
 
 
 def prepare_environment(*, distributed: bool) -> None:

@@ -18,8 +18,11 @@ PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "sqlglot", "acce
 
 def versions() -> dict:
     """Package versions, Python, machine and (where there is one) the git commit."""
-    commit = subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True,
-                            text=True, check=False)
+    try:
+        commit = subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True,
+                                text=True, check=False).stdout.strip()
+    except FileNotFoundError:  # no git on this machine
+        commit = ""
     import torch
 
     return {
@@ -27,7 +30,7 @@ def versions() -> dict:
         "python": platform.python_version(),
         "machine": {"system": platform.system(), "architecture": platform.machine(), "cores": ranks.cores(),
                     "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]},
-        "git_commit": commit.stdout.strip() or None,
+        "git_commit": commit or None,
     }
 
 
@@ -42,15 +45,14 @@ def save_configuration(folder: Path, stage: str, config: dict) -> None:
     write_json(folder / "versions.json", versions())
 
 
-def read_stage_configuration(folder: Path, stage: str) -> dict:
-    """A stage's resolved configuration from RUN/config.yaml; ValueError where the stage has not run there."""
+def read_stage_configuration(folder: Path, stage: str, command: str) -> dict:
+    """A stage's resolved configuration from RUN/config.yaml; ValueError, with its `command`, where it has not run there."""
     path = folder / "config.yaml"
     stages = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) if path.exists() else {}
     if stage not in stages:
-        command = {"sft": "accelerate launch sft/run.py", "dpo": "accelerate launch preference/dpo.py"}[stage]
         raise ValueError(
             f"{folder} holds no finished `{stage}` stage (no {path}, or no {stage} in it). Make it first:\n"
-            f"  {command} --set run={folder}"
+            f"  {command}"
         )
     return stages[stage]
 

@@ -11,6 +11,10 @@ import sys
 from pathlib import Path
 
 
+# Keys that change how a result is computed, not which result: a run may go on with others.
+HOW_NOT_WHAT = {"micro_batch_size", "gradient_checkpointing", "attention"}
+
+
 def main() -> None:
     from sft.configuration import SftConfig, read_configuration, stage_arguments
 
@@ -62,18 +66,19 @@ def run(config, overwrite: bool) -> None:
         prepare(folder / "data", source=data.source, dev=data.dev, test=data.test, columns=dict(data.columns),
                 limits={"train": data.train_limit, "dev": data.dev_limit, "test": data.test_limit}, seed=config.seed,
                 workers=config.judge.workers or ranks.cores(), distractors=data.distractors, overwrite=overwrite)
-        base_path = resolve_model(config.model)
+        resolve_model(config.model, config.trust_remote_code)
     ranks.barrier()
-    base_path = resolve_model(config.model)
+    base_path = resolve_model(config.model, config.trust_remote_code)
     train_rows, dev_rows = load(folder / "data", "train"), load(folder / "data", "dev")
 
     # ------------------------------------------------------------------ model
-    tokenizer = load_tokenizer(base_path)
+    tokenizer = load_tokenizer(base_path, config.trust_remote_code)
     prompt = prompt_hash(tokenizer, config.prompt.schema_style, config.prompt.max_prompt_tokens)
     inputs = {
         "model": config.model, "base": fingerprint(base_path), "prompt_hash": prompt, "seed": config.seed,
         "data": content_hash([file_hash(folder / "data" / f"{split}.parquet") for split in ("train", "dev")]),
-        "train": config.train.model_dump(exclude={"micro_batch_size"}), "evaluate": config.evaluate.model_dump(),
+        "train": config.train.model_dump(exclude=HOW_NOT_WHAT), "databases": config.judge.databases,
+        "max_new_tokens": config.evaluate.max_new_tokens,
     }
     complete = ranks.gather(is_complete(output, inputs, overwrite) if ranks.is_main() else None)[0]
     if complete:
@@ -120,7 +125,8 @@ def run(config, overwrite: bool) -> None:
     # ------------------------------------------------------------------ save, reload, compare
     if ranks.is_main():
         provenance = {"stage": "sft", "model": config.model, "base_fingerprint": inputs["base"], "prompt_hash": prompt,
-                      "prompt": config.prompt.model_dump(), "seed": config.seed}
+                      "prompt": config.prompt.model_dump(), "seed": config.seed,
+                      "load_in_4bit": config.train.load_in_4bit}
         save_adapter(model, tokenizer, output, provenance)
         difference = reload_difference(model, tokenizer, output, dev_rows[:4], config.prompt.schema_style)
         if not difference <= 1e-3:
@@ -136,8 +142,8 @@ def run(config, overwrite: bool) -> None:
         }
         write_json(output / "training.json", facts)
         write_card(output, "sft", config.model_dump(), facts)
-        shutil.rmtree(output / "checkpoints")
         mark_complete(output, inputs, {"train": len(rows), "dev": before["n"]})
+        shutil.rmtree(output / "checkpoints")
         print(f"stage one done in {facts['duration_s']:.0f} s: development accuracy {before['execution_accuracy']:.1%} "
               f"-> {after['execution_accuracy']:.1%}; adapter in {output}\n"
               f"next: accelerate launch preference/dpo.py --set run={config.run}")

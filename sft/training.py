@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,12 @@ def tokenized_rows(tokenizer: PreTrainedTokenizerBase, examples: list[dict], *, 
             "limits, or use `prompt.schema_style: compact`."
         )
     return rows
+
+
+def finite(log: list[dict]) -> list[dict]:
+    """A training log with None for every number that is no number, as JSON needs it."""
+    return [{key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+            for row in log]
 
 
 def in_training_order(rows: list[dict], *, epochs: float, global_batch_size: int, questions_per_pack: int,
@@ -190,10 +197,11 @@ def train(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict]
     best = max(watch.found, key=lambda step: (watch.found[step]["execution_accuracy"], -int(step)))
     weights = load_peft_weights(str(folder / f"checkpoint-{best}"), device=str(model.device))
     set_peft_model_state_dict(model, weights)
-    return {"steps": steps, "best_step": int(best), "evaluations": watch.found, "log": trainer.state.log_history}
+    return {"steps": steps, "best_step": int(best), "evaluations": watch.found, "log": finite(trainer.state.log_history)}
 
 
 # The names of trl's arguments that keys of ours already set.
 RESERVED = {"output_dir", "max_steps", "num_train_epochs", "learning_rate", "warmup_steps", "seed", "bf16", "fp16", "use_cpu",
             "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "save_strategy",
-            "save_steps", "train_sampling_strategy", "deepspeed", "max_length", "remove_unused_columns", "dataset_kwargs"}
+            "save_steps", "train_sampling_strategy", "deepspeed", "max_length", "remove_unused_columns", "dataset_kwargs",
+            "save_total_limit", "save_only_model", "load_best_model_at_end", "eval_strategy"}

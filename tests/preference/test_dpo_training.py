@@ -87,7 +87,7 @@ def pairs(tokenizer, load_policy):
             "rejected": [{"role": "assistant", "content": rejected}],
         }
         for side in ("chosen", "rejected"):
-            pair[f"{side}_logp_sum"], pair[f"{side}_canonical"] = completion_logps(model, tokenizer, pair, side), True
+            pair[f"{side}_logp_sum"], pair[f"{side}_tokens_round_trip"] = completion_logps(model, tokenizer, pair, side), True
         found.append(pair)
     return found
 
@@ -164,7 +164,7 @@ def test_pairs_that_are_too_long_are_left_out_whole_and_counted(tokenizer, pairs
 
 
 def test_a_completion_that_encodes_to_other_tokens_has_no_known_log_probability(tokenizer, pairs):
-    pairs[0]["chosen_canonical"] = False
+    pairs[0]["chosen_tokens_round_trip"] = False
     pairs[0]["rejected_logp_sum"] = None
     rows = tokenized_pairs(tokenizer, pairs[:1], **TOKENIZE | {"global_batch_size": 1}).to_list()
     assert (rows[0]["sft_chosen_logps"], rows[0]["sft_rejected_logps"]) == (None, None)
