@@ -54,7 +54,7 @@ def answer(arguments) -> int:
     if sql is None:
         console.print("The model says that this schema cannot answer the question." if abstained else "No query.")
         return 1
-    console.print(sql, style="bold", markup=False, highlight=False)
+    console.print(visible(sql), style="bold", markup=False, highlight=False)
     gated = gate(sql)
     if gated.sql is None:
         console.print(f"not run: {gated.message}", markup=False)
@@ -63,7 +63,7 @@ def answer(arguments) -> int:
     with Sandbox() as sandbox:
         [outcome] = sandbox.run(database, [gated.sql], arguments.rows)
     if outcome.status != "ok":
-        console.print(f"{outcome.status}: {outcome.message}", markup=False)
+        console.print(visible(f"{outcome.status}: {outcome.message}"), markup=False)
         return 1
     # Names and cells are anybody's text: never markup, never escape sequences of the terminal.
     table = Table()

@@ -255,6 +255,7 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
                                              global_batch_size=global_batch_size, micro_batch_size=micro_batch_size),
         **trl,
     })
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.parent / "tensorboard")
     model = load_policy()
     trainer = ExecutionDPOTrainer(model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer,
                                   data_collator=preference_collator(tokenizer), callbacks=[Mark()])

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise, zip_longest
@@ -20,10 +19,10 @@ from rich.text import Text
 
 from preference.report_page import plots, text
 from preference.significance import mcnemar, wilson_interval
+from sft.artefacts import atomic_path
+from sft.evaluation import RAN
 
 VERDICTS = ("correct", "wrong", "unclear")
-# A wrong answer with one of these reasons ran without error; it returned something else than gold.
-REASONS_THAT_RAN = {"columns", "rows", "duplicates", "order"}
 PAGE_FOLDER = Path(__file__).parent / "report_page"
 
 
@@ -153,7 +152,7 @@ def _check(results: Mapping[str, Sequence[dict]]) -> None:
 def _summarise_model(rows: Sequence[dict]) -> dict:
     n = len(rows)
     verdicts = Counter(row["verdict"] for row in rows)
-    ran = [row["verdict"] != "wrong" or row["reason"] in REASONS_THAT_RAN for row in rows]
+    ran = [row["verdict"] != "wrong" or row["reason"] in RAN for row in rows]
     kinds = Counter(kind for row in rows for kind in set(row["kind"]))
     by_kind = {}
     for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0])):
@@ -243,13 +242,6 @@ def _content_hash(content: str) -> str:
 
 
 def _write_whole(path: Path, content: str) -> Path:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text(content, encoding="utf-8", newline="\n")
     return path

@@ -15,7 +15,7 @@ from sqlglot.tokens import TokenType
 
 _CONSTRAINT = re.compile(r"(PRIMARY|FOREIGN|UNIQUE|CHECK|CONSTRAINT)\b", re.IGNORECASE)
 _FOREIGN = re.compile(r"FOREIGN\s+KEY\s*\(([^)]*)\)\s*REFERENCES\s+(\"[^\"]+\"|[^\s(]+)\s*\(([^)]*)\)", re.IGNORECASE)
-_INLINE = re.compile(r"\bREFERENCES\s+(\"[^\"]+\"|[^\s(]+)\s*\(([^)]*)\)", re.IGNORECASE)
+_INLINE = re.compile(r"\bREFERENCES\s+(\"[^\"]+\"|[^\s(]+)\s*(?:\(([^)]*)\))?", re.IGNORECASE)
 _NAME = re.compile(r"\"[^\"]+\"|`[^`]+`|\[[^\]]+\]|\S+")
 # Spider's five column types, as types that give SQLite the affinity of the values.
 SPIDER_TYPES = {"text": "TEXT", "number": "NUMERIC", "time": "TEXT", "boolean": "BOOLEAN", "others": "TEXT"}
@@ -187,7 +187,8 @@ def compact_schema(context: str) -> str:
         lines.append(f"{table.name}({', '.join(names)})")
         for name, column in zip(names, table.columns, strict=True):
             if inline := _INLINE.search(column):
-                links.append(f"{table.name}.{name} = {inline.group(1)}.{inline.group(2).strip()}")
+                column = f".{inline.group(2).strip()}" if inline.group(2) else ""
+                links.append(f"{table.name}.{name} = {inline.group(1)}{column}")
         for constraint in table.constraints:
             if foreign := _FOREIGN.search(constraint):
                 mine, other, theirs = (text.strip() for text in foreign.groups())

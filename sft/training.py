@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -190,6 +191,7 @@ def train(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict]
         "logging_steps": max(1, steps // 50), "report_to": "tensorboard", "dataloader_pin_memory": False,
         "remove_unused_columns": False, "dataset_kwargs": {"skip_prepare_dataset": True}, **trl,
     }
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.parent / "tensorboard")
     trainer = PackedTrainer(model=model, args=SFTConfig(**arguments), train_dataset=dataset, processing_class=tokenizer,
                             data_collator=collator, callbacks=[watch])
     with library_writes(folder):

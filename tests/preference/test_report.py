@@ -108,7 +108,7 @@ def test_a_failed_write_keeps_the_older_report_and_leaves_nothing_behind(tmp_pat
     def full_disk(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("preference.report.os.fsync", full_disk)
+    monkeypatch.setattr("sft.artefacts.os.fsync", full_disk)
     with pytest.raises(OSError, match="No space"):
         write_report(tmp_path, summary | {"split": "other"}, results, {})
     assert (tmp_path / "report.json").read_text() == before
