@@ -112,7 +112,8 @@ def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> No
               "questions": len(examples), "data": file_hash(folder / "data" / "train.parquet"), **sampling}
     if pending("sample", candidates, inputs):
         model, _, _ = load_for_inference(adapter, precision=config.train.precision, attention=config.train.attention,
-                                         trust_remote_code=sft_config["trust_remote_code"], place=ranks.device())
+                                         trust_remote_code=sft_config["trust_remote_code"], merge=True,
+                                         place=ranks.device())
         sample(candidates, inputs, examples, model, tokenizer, schema_style=schema_style, seed=config.seed,
                batch_size=config.sample.batch_size, shard_size=config.sample.shard_size, round_number=1,
                checkpoint_hash=weights, prompt_hash=prompt, **sampling)
