@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,14 +86,22 @@ def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrai
 
 
 def fingerprint(path: str | Path) -> str:
-    """What identifies a base model's folder: architecture, names and sizes of its weights, and their first MiB."""
+    """What identifies a base model's folder: architecture, sizes of its weight files, and 64 blocks spread over each.
+
+    Blocks of 64 KiB: 8 billion weights take as little time as a million, and a fine-tune, which changes every layer,
+    does not pass for its base.
+    """
     folder = Path(path)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     shape = {key: config.get(key) for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")}
     weights = []
     for file in sorted(folder.glob("*.safetensors")):
+        size, digest = file.stat().st_size, hashlib.sha256()
         with open(file, "rb") as stream:
-            weights.append([file.stat().st_size, content_hash(stream.read(1 << 20).hex())])
+            for block in range(64):
+                stream.seek(block * max(0, size - (1 << 16)) // 63)
+                digest.update(stream.read(1 << 16))
+        weights.append([size, digest.hexdigest()])
     if not weights:
         raise ValueError(
             f"{path} has no *.safetensors file. Weights are loaded from safetensors only, since other formats can run "

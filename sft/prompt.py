@@ -42,10 +42,15 @@ def prompt_hash(tokenizer: PreTrainedTokenizerBase, schema_style: str, max_promp
 
     Saved with every artefact; a stage that meets another hash refuses (`check_prompt_hash`).
     """
-    probe = {"question": "q?", "context": "CREATE TABLE a (x INT, y TEXT)", "evidence": "e"}
-    return content_hash(
-        [render(probe, schema_style), schema_style, max_prompt_tokens, tokenizer.chat_template, tokenizer.eos_token]
-    )[:16]
+    probe = {
+        "question": "q?",
+        "evidence": "e",
+        "context": 'CREATE TABLE a (x INT PRIMARY KEY, "y z" TEXT); CREATE TABLE b (v INT REFERENCES a(x), w DEC(2, 1), '
+                   "FOREIGN KEY (w) REFERENCES a(x))",
+    }
+    bare = {**probe, "evidence": None, "context": "not DDL"}
+    rendered = [render(example, style) for example in (probe, bare) for style in ("ddl", "compact")]
+    return content_hash([rendered, schema_style, max_prompt_tokens, tokenizer.chat_template, tokenizer.eos_token])[:16]
 
 
 def check_prompt_hash(found: str, wanted: str, where: str) -> None:
