@@ -321,6 +321,12 @@ def test_every_relative_link_of_the_readme_leads_somewhere():
             assert (PROJECT / link).exists(), f"README.md links to {link}, which is not there"
 
 
+def test_no_place_in_the_texts_waits_for_its_figures():
+    for name in ("README.md", "RESULTS.md"):
+        found = re.findall(r"\b[A-Z0-9]+_(?:OUTPUT|TIME)\b", (PROJECT / name).read_text(encoding="utf-8"))
+        assert not found, f"{name} still has the placeholders {found}"
+
+
 def test_files_that_the_readme_names_exist():
     """Whatever stands in backticks and begins with a folder of the project."""
     named = re.findall(r"`((?:configs|launch|sft|preference|reward|tests)/[\w./{},*-]*)`", readme())
