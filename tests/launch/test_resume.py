@@ -28,7 +28,7 @@ def contents(run: Path) -> dict[str, str]:
 
 def names(run: Path) -> set[str]:
     """The files in a run folder; what trackers wrote aside has the time in its name."""
-    return {name for name in contents(run) if "/runs/" not in name}
+    return {name for name in contents(run) if "/runs/" not in name and "/tensorboard/" not in name}
 
 
 def kill_launcher(started) -> list[int]:

@@ -2,6 +2,7 @@
 
 import math
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from preference.dpo_training import (
 from preference.pairs import PAIRS_SCHEMA
 from sft.artefacts import write_parquet
 from sft.checkpoint import fingerprint, load_adapter, load_base, load_tokenizer, save_adapter
+from sft.configuration import DpoConfig, read_configuration
 from sft.order import global_batches
 from sft.prompt import completion_ids, prompt_ids, render
 from sft.training import lora_model
@@ -320,11 +322,12 @@ def test_pairs_of_unknown_origin_train_and_say_so(load_policy, tokenizer, pairs,
     assert facts["start"]["sft_logps"] is None and "unknown when sampled" in capsys.readouterr().out
 
 
-def test_loss_weights_must_be_as_many_as_losses(load_policy, tokenizer, pairs, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"train.loss_weights \[1.0\] must have one number for each of train.loss_type"
-    ):
-        train_dpo(load_policy, tokenizer, pairs, tmp_path, **settings(loss_type=["sigmoid", "sft"]))
+def test_loss_weights_must_be_as_many_as_losses():
+    configuration = Path(__file__).parents[2] / "configs" / "dpo.yaml"
+    with pytest.raises(ValueError, match=r"loss_weights \[1.0\] must have one number for each of loss_type"):
+        read_configuration(DpoConfig, configuration, ["train.loss_weights=[1.0]"])
+    with pytest.raises(ValueError, match="load_in_4bit cannot be partitioned by zero_stage 3"):
+        read_configuration(DpoConfig, configuration, ["train.load_in_4bit=true", "train.zero_stage=3"])
 
 
 def test_gathered_adapter_is_a_copy_of_the_trained_adapter_alone(load_policy):
