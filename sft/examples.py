@@ -14,7 +14,7 @@ from rich.table import Table
 from reward.audit import audit
 from sft.artefacts import atomic_path, is_complete, mark_complete, mark_path, read_parquet, write_parquet
 from sft.distractors import add_distractors
-from sft.sources import Row, identify, local_path, read_files, split_files
+from sft.sources import Row
 from sft.splits import SPLITS, gather, gather_questions, identity, separate
 
 EXAMPLES_SCHEMA = pa.schema(
