@@ -12,7 +12,8 @@ from reward.mutants import make_mutants
 from reward.queries import is_volatile, normalise_gold, parse
 from reward.sandbox import Database, DatabaseError, Outcome, Sandbox
 from reward.schema import Schema, read_schema, redeclare_numeric
-from reward.ties import Ordering, read_ordering
+from reward.stability import open_choices
+from reward.ties import Ordering, read_denotation, read_ordering
 
 _SAMPLES_PER_COLUMN = 40
 _FEW_MUTANTS = 4  # a share of fewer says nothing
@@ -114,17 +115,18 @@ class SuiteBuilder:
 
     def denote(self, database: Database, sql: str, ordering: Ordering) -> tuple[Denotation | Outcome, bool]:
         """Gold's answer on a database, or how it failed; and whether it stays the same when rows are visited in
-        another order.
+        another order, or SQLite chooses otherwise where SQL leaves the choice to it.
         """
         row_limit = self.sandbox.limits["row_limit"]
-        statements = [sql] if ordering.sql is None else [sql, ordering.sql]
-        outcomes = self.sandbox.run(database, statements, row_limit)
+        outcomes = self.sandbox.run(database, [sql, *ordering.needed], row_limit)
         if outcomes[0].status != "ok":
             return outcomes[0], False
-        denotation = _denotation(outcomes[0], outcomes[1] if len(outcomes) > 1 else None, ordering)
+        denotation = read_denotation(outcomes[0], outcomes[1:], ordering)
         if outcomes[0].row_count == 0:
             return denotation, True
         others = self.sandbox.run(database, [sql], row_limit, reverse=True)
+        if variants := list(open_choices(sql)):
+            others += [other for other in self.sandbox.run(database, variants, row_limit) if other.status == "ok"]
         if database.rows:
             # SQLite never walks backwards under GROUP BY; the same rows, stored in another order, show a chance pick.
             mirrored = tuple((table, width, rows[::-1]) for table, width, rows in database.rows)
@@ -206,38 +208,6 @@ def _rank(denotation: Denotation) -> int:
     if denotation.cuts_tie():
         return _CUT
     return _DULL if all(cell in (None, 0) for row in denotation.rows() for cell in row) else _CLEAR
-
-
-def _denotation(plain: Outcome, extended: Outcome | None, ordering: Ordering) -> Denotation:
-    width, rows = len(plain.columns), plain.rows
-    whole = Denotation(width, [rows], 0, len(rows), False)
-    if not ordering.ordered and ordering.limit is None:
-        return whole
-    # Where SQLite cannot compute the keys as columns, only gold's own order is known.
-    uncertain = Denotation(width, [[row] for row in rows], 0, len(rows), ordering.ordered, False)
-    if extended is None or extended.status != "ok" or ordering.keys is None:
-        return uncertain if ordering.ordered else whole
-    names = [name.lower() for name in plain.columns]
-    positions = []
-    for key in ordering.keys:
-        if isinstance(key, str):
-            if names.count(key.lower()) != 1:
-                return uncertain
-            key = names.index(key.lower())
-        positions.append(key)
-    groups: list[list[tuple]] = []
-    last: object = None
-    for row in extended.rows:
-        key = tuple(row[position] for position in positions)
-        if not groups or key != last:
-            groups.append([])
-        groups[-1].append(row[:width])
-        last = key
-    total = len(extended.rows)
-    start = min(ordering.offset, total)
-    stop = total if ordering.limit is None else min(start + ordering.limit, total)
-    denotation = Denotation(width, groups, start, stop, ordering.ordered)
-    return denotation if compare(denotation, width, rows) is None else uncertain
 
 
 def _gold_failure(outcome: Outcome) -> str:
