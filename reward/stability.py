@@ -1,8 +1,8 @@
 """Variants of gold that differ from it only in choices that SQL leaves open: gold whose answer they change depends on
 chance.
 
-SQLite takes some row for a bare column of a group, for a scalar subquery with many rows, and for a LIMIT inside gold
-that cuts a tie. The first variant takes the least value there, the second one the greatest.
+SQLite takes some row for a bare column of a group, for the hidden sort key of DISTINCT, for a scalar subquery with
+many rows, and for a LIMIT inside gold that cuts a tie. The first variant takes the least value there, the second one the greatest.
 """
 
 from functools import lru_cache
@@ -25,6 +25,7 @@ def open_choices(sql: str) -> tuple[str, ...]:
         subqueries = [query for query in variant.find_all(exp.Query) if _may_choose(query)]
         grouped = [select for select in variant.find_all(exp.Select) if _is_grouped(select)]
         changed = [_settle_group(select, greatest) for select in grouped]
+        changed += [_settle_distinct(select, greatest) for select in variant.find_all(exp.Select)]
         changed += [_settle_cut(query, greatest) for query in subqueries]
         if not any(changed):
             return ()
@@ -107,6 +108,19 @@ def _settle_group(select: exp.Select, greatest: bool) -> bool:
             column.replace((exp.Max if greatest else exp.Min)(this=column.copy()))
             changed = True
     return changed
+
+
+def _settle_distinct(select: exp.Select, greatest: bool) -> bool:
+    """DISTINCT sorted by what it does not show, as groups that are sorted by their least or greatest key."""
+    shown = [item.unalias() for item in select.expressions]
+    order = select.args.get("order")
+    if not select.args.get("distinct") or order is None or select.args.get("group") or select.find(exp.AggFunc):
+        return False
+    if any(item.find(exp.Star) for item in shown) or all(ordered.this in shown for ordered in order.expressions):
+        return False
+    select.set("distinct", None)
+    select.set("group", exp.Group(expressions=[item.copy() for item in shown]))
+    return _settle_group(select, greatest)
 
 
 def _same_column(column: exp.Column, key: exp.Expression) -> bool:

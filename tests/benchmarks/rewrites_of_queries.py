@@ -213,6 +213,8 @@ def filtered_table_as_subquery(tree: exp.Expression, schema: Schema) -> str | No
         where = select.args.get("where")
         if not _only_table(select, schema) or where is None or where.find(exp.Select):
             continue
+        if any(column.name.lower() == "rowid" for column in select.find_all(exp.Column)):
+            continue
         item = _items(select)[0]
         if any(column.table and column.table.lower() != item.alias_or_name.lower() for column in where.find_all(exp.Column)):
             continue
