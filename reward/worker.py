@@ -1,16 +1,26 @@
 """The child process that runs SQL which nobody has read: `python -m reward.worker`, killable at any moment.
 
-Messages in both directions are a length (4 bytes, big endian) and a marshal of a tuple. The parent's half is
-`reward.sandbox`. Guards, from the outside in: resource limits of the process, a CPU timer that kills it even inside
-one SQLite function, SQLite's heap limit, an authorizer that allows by list, lowered limits, a budget of VM steps,
-caps on rows and bytes.
+Messages in both directions are a length (4 bytes, big endian) and a marshal of a tuple or list. The parent's half is
+`reward.sandbox`. Guards, from the outside in:
+
+- before the worker: the text gate (`reward.gate`), and the parent's watchdog over a worker that falls silent;
+- limits of the process: address space, files written 0 bytes, open files, no core; a CPU timer set anew for every
+  statement, which kills the worker even inside one SQLite function;
+- SQLite's heap limit; an authorizer that allows by list; lowered limits (no ATTACH, length, depth, columns, operations);
+- files opened read-only and immutable; query_only, DEFENSIVE, untrusted schema, no extensions, no triggers, no mmap,
+  temporary storage in memory; double-quoted text is never a string; one statement;
+- a budget of VM steps, so that load changes no verdict; caps on rows and bytes.
 """
 
+import gc
+import hashlib
 import marshal
+import mmap
 import os
 import resource
 import signal
 import sys
+from itertools import islice
 from urllib.parse import quote
 
 import apsw
@@ -47,10 +57,25 @@ _SCHEMA_ACTIONS = frozenset(
     )
 )
 _PROGRESS_STEPS = 1000
+_MESSAGE_BYTES = 1 << 20  # outcomes are sent together until their rows pass this
+NOT_BEGUN = 0xFFFFFFFF
+OUT_OF_MEMORY = "out of memory"
 
 
 class _RowLimit(Exception):
     """A result passed the cap on rows or bytes."""
+
+
+def fingerprint(width: int, rows: list[tuple]) -> bytes:
+    """Names a result: equal types and values in equal order under the same number of columns, and nothing else."""
+    digest = hashlib.sha256(width.to_bytes(4, "big"))
+    digest.update(_row_bytes(rows))
+    return digest.digest()
+
+
+def _row_bytes(rows: list[tuple]) -> bytes:
+    # Version 2 has no references to earlier objects, so equal rows give equal bytes; the first 5 are the list's length.
+    return marshal.dumps(rows, 2)[5:]
 
 
 class Database:
@@ -61,7 +86,8 @@ class Database:
         self.steps = 0
         self.volatile = False
         self.sql = ""
-        self.columns: tuple[str, ...] = ()
+        self.description: tuple[tuple[str, str | None], ...] = ()
+        self.byte_count = 0
         self.statements = 0
         if path is None:
             self.connection = apsw.Connection(":memory:", statementcachesize=0)
@@ -122,7 +148,7 @@ class Database:
 
     def _on_statement(self, cursor: apsw.Cursor, sql: str, bindings: object) -> bool:
         # Here, before the first step, is the only place where apsw tells the columns of a result without rows.
-        self.columns = tuple(name for name, _ in cursor.get_description())
+        self.description = cursor.get_description()
         self.statements += 1
         return self.statements == 1 and not self.volatile
 
@@ -139,38 +165,61 @@ class Database:
             name = (second or "").lower()
             if name in _VOLATILE:
                 # A column's DEFAULT CURRENT_TIMESTAMP comes by here too, and no query reads it.
-                self.volatile |= name in self.sql
+                self.volatile |= name in self.sql.lower()
                 return apsw.SQLITE_OK
             if name in _FUNCTIONS:
                 return apsw.SQLITE_OK
         return apsw.SQLITE_DENY
 
-    def run(self, sql: str, keep_rows: int) -> tuple:
-        """(status, columns, rows, row count, VM steps, message) of one statement; keeps `keep_rows` rows."""
+    def run(self, sql: str, keep_rows: int, answers: frozenset[bytes]) -> tuple | bytes:
+        """(status, columns, rows, row count, VM steps, message, fingerprint) of one statement; keeps `keep_rows` rows.
+
+        Only the fingerprint where it is one of `answers`: the parent knows those rows.
+        """
         self.steps = 0
         self.volatile = False
-        self.sql = sql.lower()
-        self.columns = ()
+        self.sql = sql
+        self.description = ()
+        self.byte_count = 0
         self.statements = 0
         rows: list[tuple] = []
-        row_count = byte_count = 0
-        cursor = self.connection.cursor()
+        row_count = 0
+        status = "ok"
         message = ""
+        name = b""
+        cursor = self.connection.cursor()
         try:
-            for row in cursor.execute(sql):
-                row_count += 1
-                byte_count += 16 * len(row) + sum(len(cell) for cell in row if cell.__class__ in (str, bytes))
-                if row_count > self.limits["row_limit"] or byte_count > self.limits["byte_limit"]:
-                    raise _RowLimit(f"more than {row_count - 1} rows or {byte_count} bytes")
-                if row_count <= keep_rows:
-                    rows.append(row)
-            status = "ok" if self.statements else "sql_error"
+            cursor.execute(sql)
+            width = len(self.description)
+            digest = hashlib.sha256(width.to_bytes(4, "big"))
+            # So many at once that the longest cells pass the cap on bytes by one row at most.
+            step = max(1, self.limits["byte_limit"] // (self.limits["length_limit_bytes"] * max(1, width)))
+            while chunk := list(islice(cursor, step)):
+                row_count += len(chunk)
+                data = _row_bytes(chunk)
+                self.byte_count += 16 * width * len(chunk) + len(data)
+                if row_count > self.limits["row_limit"]:
+                    raise _RowLimit(f"more than {self.limits['row_limit']} rows")
+                if self.byte_count > self.limits["byte_limit"]:
+                    raise _RowLimit(f"more than {self.limits['byte_limit']} bytes of cells")
+                digest.update(data)
+                if len(rows) < keep_rows:
+                    rows += chunk[: keep_rows - len(rows)]
+                if len(chunk) < step:
+                    break
+            name = digest.digest()
+            if not self.statements:
+                status = "sql_error"
+            elif name in answers:
+                return name
         except _RowLimit as error:
             status, message = "rows_limit", str(error)
         except apsw.InterruptError:
             status, message = "timeout", f"more than {self.limits['vm_step_budget']} VM steps"
-        except (MemoryError, apsw.NoMemError, apsw.TooBigError) as error:
-            status, message = "memory", str(error) or "out of memory"
+        except apsw.TooBigError as error:
+            status, message = "memory", str(error)
+        except (MemoryError, apsw.NoMemError):
+            status, message = "memory", OUT_OF_MEMORY
         except apsw.ExecTraceAbort:
             status, message = "refused", "more than one statement"
             if self.volatile and self.statements == 1:
@@ -186,7 +235,8 @@ class Database:
                 pass  # closing repeats the error of the statement
         if status != "ok":
             rows = []
-        return status, self.columns, rows, row_count, self.steps, message[:500]
+        columns = tuple(column for column, _ in self.description)
+        return status, columns, rows, row_count, self.steps, message[:500], name
 
     def reverse(self, reverse: bool) -> None:
         """Lets SQLite visit unordered rows backwards: an answer that changes depends on what nobody asked for."""
@@ -246,15 +296,24 @@ def _confine(limits: dict) -> None:
 
 
 def _serve(receive, send) -> None:
-    limits = receive()
+    if (greeting := receive()) is None:
+        return
+    limits, progress_descriptor = greeting
+    at_work = memoryview(mmap.mmap(progress_descriptor, 4)).cast("I")
     _confine(limits)
+    # A collection amid thousands of rows would look at all of them.
+    gc.freeze()
+    gc.set_threshold(100_000, 10, 10)
     send((True, "ready"))
     databases: dict[str, Database] = {}
     while (request := receive()) is not None:
         operation, key, *arguments = request
         signal.setitimer(signal.ITIMER_PROF, limits["cpu_limit_s"])
-        if operation == "open":
+        if operation == "run":
+            _run(databases[key], *arguments, limits["cpu_limit_s"], at_work, send)
+        elif operation == "open":
             try:
+                _make_room(databases, limits)
                 databases[key] = Database(limits, *arguments)
                 send((True, ""))
             except Exception as error:  # a schema that does not load, a file that is no database: told, not raised
@@ -266,17 +325,36 @@ def _serve(receive, send) -> None:
                 send((True, databases[key].describe(*arguments)))
             except Exception as error:  # a damaged file shows only now
                 send((False, f"{error}" or type(error).__name__))
-        elif operation == "run":
-            statements, keep_rows, reverse = arguments
-            database = databases[key]
-            if reverse:
-                database.reverse(True)
-            for sql in statements:
-                signal.setitimer(signal.ITIMER_PROF, limits["cpu_limit_s"])
-                send(database.run(sql, keep_rows))
-            if reverse:
-                database.reverse(False)
         signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _run(database, statements, keep_rows, reverse, answers, cpu_limit_s, at_work, send) -> None:
+    """Sends lists of outcomes; `at_work` holds the index of the statement that runs, for the parent of a dead worker."""
+    if reverse:
+        database.reverse(True)
+    outcomes: list[tuple | bytes] = []
+    waiting_bytes = 0
+    for index, sql in enumerate(statements):
+        at_work[0] = index
+        signal.setitimer(signal.ITIMER_PROF, cpu_limit_s)
+        outcomes.append(database.run(sql, keep_rows, answers))
+        waiting_bytes += database.byte_count
+        if waiting_bytes > _MESSAGE_BYTES:
+            send(outcomes)
+            outcomes = []
+            waiting_bytes = 0
+    at_work[0] = NOT_BEGUN
+    if reverse:
+        database.reverse(False)
+    if outcomes:
+        send(outcomes)
+
+
+def _make_room(databases: dict[str, Database], limits: dict) -> None:
+    """Empties the page caches of all open databases when they hold much of what one statement may need."""
+    if apsw.memory_used() > limits["heap_limit_mib"] << 18:
+        for database in databases.values():
+            database.connection.release_memory()
 
 
 def main() -> None:
@@ -284,13 +362,14 @@ def main() -> None:
     # Nothing else may write into the stream of messages.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
-    def receive() -> tuple | dict | None:
+    def receive() -> tuple | list | None:
         header = source.read(4)
         return marshal.loads(source.read(int.from_bytes(header, "big"))) if len(header) == 4 else None
 
-    def send(message: tuple) -> None:
+    def send(message: tuple | list) -> None:
         body = marshal.dumps(message)
-        sink.write(len(body).to_bytes(4, "big") + body)
+        sink.write(len(body).to_bytes(4, "big"))
+        sink.write(body)
         sink.flush()
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
