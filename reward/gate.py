@@ -34,8 +34,13 @@ def gate(sql: str, max_characters: int = MAX_SQL_CHARACTERS) -> Gated:
     if len(sql) > max_characters:
         return Gated(None, "sql_error", f"{len(sql)} characters; at most {max_characters} are accepted")
     stripped = sql.strip(_SPACE).rstrip(_SPACE + ";")
-    if stripped.isascii() and "\0" not in stripped and _PLAIN.fullmatch(stripped):
+    if sql.isascii() and "\0" not in sql and _PLAIN.fullmatch(stripped):
         return Gated(stripped)
+    return gate_by_tokens(sql)
+
+
+def gate_by_tokens(sql: str) -> Gated:
+    """The same for any text: what `gate` asks when the text is not one of the common plain ones."""
     if "\0" in sql:
         return Gated(None, "sql_error", "NUL character in the statement")
     try:

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from reward.compare import column_orders, compare
+from reward.connection import fingerprint
 from reward.gate import MAX_SQL_CHARACTERS, gate
 from reward.queries import is_volatile, quoted_value_as_string, unknown_quoted_name
 from reward.sandbox import Outcome, Sandbox
 from reward.suite import Member, Suite, SuiteBuilder
 from reward.trace import first_differences, result_digest
-from reward.worker import fingerprint
 
 DATABASES = ("both", "given", "generated")
 _CACHED_SUITES = 256

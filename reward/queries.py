@@ -19,8 +19,9 @@ _KEYWORDS = frozenset(
     " OR ORDER OUTER REGEXP RIGHT SELECT THEN UNION USING VALUES WHEN WHERE WITH".split()
 )
 _DATE_FUNCTIONS = ("DATE", "TIME", "DATETIME", "JULIANDAY", "UNIXEPOCH", "STRFTIME", "TIMEDIFF")
-# What could be a call of one of them, a comment before the parenthesis included: most queries need no closer look.
-_DATE_CALL = re.compile(rf"(?:{'|'.join(_DATE_FUNCTIONS)})[\s\ufeff]*(?:\(|/\*|--)", re.IGNORECASE)
+_DATE_PARTS = ("date", "time", "julianday", "unixepoch")  # one of them is in the name of each
+# What could be a call of one of them, a comment before the parenthesis included.
+_DATE_CALL = re.compile(rf"(?:{'|'.join(_DATE_FUNCTIONS).lower()})[\s\ufeff]*(?:\(|/\*|--)")
 _MISSING_COLUMN = re.compile(r'no such column: "((?:[^"]|"")*)"')
 _KINDS = (
     ("aggregate", exp.AggFunc),
@@ -146,8 +147,9 @@ def is_volatile(sql: str) -> bool:
 
     `random()` and its like are reported by the worker, which sees the functions that SQLite resolved.
     """
-    if _DATE_CALL.search(sql) is None:
-        return False
+    lowered = sql.lower()
+    if not any(part in lowered for part in _DATE_PARTS) or _DATE_CALL.search(lowered) is None:
+        return False  # most queries need no closer look
     tokens = tokenize(sql)
     texts = [token.upper for token in tokens]
     calls = [index for index, text in enumerate(texts[:-2]) if text in _DATE_FUNCTIONS and texts[index + 1] == "("]

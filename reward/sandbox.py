@@ -13,7 +13,8 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
 
-from reward.worker import NOT_BEGUN, OUT_OF_MEMORY
+from reward.connection import OUT_OF_MEMORY
+from reward.worker import NOT_BEGUN
 
 _PROJECT = Path(__file__).resolve().parent.parent
 _OPEN_DATABASES = 160  # each open file costs the worker a descriptor, of which it has 256
@@ -132,7 +133,7 @@ class Sandbox:
         return outcomes
 
     def describe(self, database: Database, sample_size: int = 0) -> tuple:
-        """The DDL and tables of a database as `reward.worker.Database.describe` gives them."""
+        """The DDL and tables of a database as `reward.connection.Database.describe` gives them."""
         for attempt in (1, 2):
             try:
                 self._ensure_open(database)

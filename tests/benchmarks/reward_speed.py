@@ -148,7 +148,7 @@ def _two_workers(golds: dict[str, list[str]], repetitions: int) -> dict:
     questions waiting at both moments, when the processes have long been at work.
     """
     tasks = [task for path, texts in golds.items() for task in _forms(path, texts[:1])][:60]
-    warm, timed, tail = 10 * len(tasks), 20 * len(tasks), len(tasks)
+    warm, timed, tail = 600, 1200, 400  # the tail is longer than what two processes read ahead
     ratios = []
     for _ in range(repetitions):
         seconds = []
