@@ -2,6 +2,7 @@
 
 import hashlib
 import marshal
+import os
 from itertools import islice
 from urllib.parse import quote
 
@@ -92,7 +93,8 @@ class Database:
             self.connection = apsw.Connection(":memory:", vfs="clock", statementcachesize=0)
         else:
             flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
-            uri = f"file:{quote(path)}?mode=ro&immutable=1"
+            # apsw's file access takes SQLite's note that a path holds a link for an error.
+            uri = f"file:{quote(os.path.realpath(path))}?mode=ro&immutable=1"
             self.connection = apsw.Connection(uri, flags=flags, vfs="clock", statementcachesize=0)
         try:
             self._set_up(path is None, ddl, rows)
