@@ -280,18 +280,19 @@ def _weigh(entry: _Candidate, outcome: Outcome, member: Member, gold_empty: bool
         reason = "timeout" if outcome.message.startswith("timeout") else "worker"
         entry.verdict = _verdict("unclear", reason, {**trace, "message": outcome.message})
         return False
+    width = len(outcome.columns)
+    if outcome.status in ("ok", "volatile") and width != gold.column_count:
+        entry.digests.append(result_digest(width, outcome.rows, outcome.row_count, gold.ordered))
+        entry.verdict = _verdict("wrong", "columns", {**trace, "gold_columns": gold.column_count, "columns": width})
+        return False
     if outcome.status == "volatile" or (outcome.status in ("ok", "same") and entry.volatile):
         entry.verdict = _verdict("unclear", "volatile", trace)
         return False
     if outcome.status != "ok":
         entry.verdict = _verdict("wrong", outcome.status, {**trace, "message": outcome.message})
         return False
-    width = len(outcome.columns)
     entry.row_counts.append(outcome.row_count)
     entry.digests.append(result_digest(width, outcome.rows, outcome.row_count, gold.ordered))
-    if width != gold.column_count:
-        entry.verdict = _verdict("wrong", "columns", {**trace, "gold_columns": gold.column_count, "columns": width})
-        return False
     if gold_empty:
         return False
     whole = outcome.row_count == len(outcome.rows)
