@@ -137,7 +137,7 @@ def read_denotation(plain: Outcome, others: list[Outcome], ordering: Ordering) -
     extended = next((outcome for outcome in others if outcome.status == "ok"), None)
     if extended is None and not ordering.statements:
         extended = plain
-    if extended is None or ordering.keys is None:
+    if extended is None or ordering.keys is None or len(extended.rows) < extended.row_count:
         return exact
     groups = _groups(extended.rows, width, plain.columns, ordering) if ordering.ordered else [extended.rows]
     total = len(extended.rows)
