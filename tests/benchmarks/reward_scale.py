@@ -1,4 +1,4 @@
-"""Volumes: an audit of all of WikiSQL's questions on two processes, its memory, the cache of suites, one process more."""
+"""Volumes: an audit of all of WikiSQL's questions on two processes, its memory, and the cache of suites."""
 
 import gzip
 import json
@@ -58,8 +58,9 @@ def measure_audit(source: Path, quick: bool) -> list[dict]:
     minutes = QUESTIONS / rate / 60 if quick else elapsed / 60
     growth = memory[1.0] / memory[0.1]
     label = f"extrapolated from {count:,} rows" if quick else "measured whole"
+    audit = f"audit of {QUESTIONS:,} questions, 2 workers, minutes ({label})"
     return [
-        _line(f"audit of {QUESTIONS:,} questions, 2 workers, minutes ({label})", minutes, "at most 45", count, minutes <= 45),
+        _line(audit, minutes, "at most 45", count, minutes <= 45),
         _line("audit, questions a second, 2 workers", rate, "", count),
         _line("audit, gold_bad share", bad, "", count),
         *(
@@ -78,7 +79,7 @@ def measure_workers(source: Path) -> list[dict]:
         for judge in (one, two):
             list(judge.answers(audit_example, rows[:20]))  # start the processes
         for start in range(0, len(rows), 100):
-            # The second sees other seeds' work, never a suite that the first has kept: each judge keeps its own.
+            # Each keeps its own suites, so neither profits from the other.
             for judge in (one, two) if start % 200 else (two, one):
                 begun = time.perf_counter()
                 list(judge.answers(audit_example, rows[start : start + 100]))

@@ -1,10 +1,12 @@
 """Suites on disk: read as they were written, by many at once, and never in the way."""
 
+import pickle
 import sqlite3
 import subprocess
 import sys
 import time
 import warnings
+import zlib
 from pathlib import Path
 
 import pytest
@@ -61,7 +63,8 @@ def test_real_suites_survive_packing(shop):
 
 def test_verdicts_and_audit_are_the_same_with_and_without_a_cache(tmp_path, shop):
     tasks = [{"id": i, "gold": gold, "candidates": [*GOLDS], "context": DDL} for i, gold in enumerate(GOLDS)]
-    tasks.append({"id": "shop", "gold": "SELECT name FROM shop", "candidates": ["SELECT city FROM shop"], "database": shop})
+    file = {"id": "file", "gold": "SELECT name FROM shop", "candidates": ["SELECT city FROM shop"], "database": shop}
+    tasks.append(file)
     with Judge() as without, Judge(cache=tmp_path) as writes, Judge(cache=tmp_path) as reads:
         expected = list(without.stream(tasks))
         assert list(writes.stream(tasks)) == expected
@@ -183,6 +186,17 @@ def test_a_file_that_cannot_be_used_costs_one_warning(tmp_path, damage):
         broken.close()
     assert suites == [Counting().build(f"gold {number}", None, DDL) for number in range(40)]
     assert len(told) == 1 and "cannot be used" in str(told[0].message) and not broken.usable
+
+
+def test_a_value_that_is_no_suite_runs_nothing(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "run",)
+
+    for value in (Evil(), Suite("ok", detail=Evil()), ("ok",), Sandbox.close):
+        with pytest.raises(ValueError):
+            unpack(zlib.compress(pickle.dumps(value)))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_value_is_made_anew(tmp_path):

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -300,3 +301,17 @@ def test_a_full_disk_stops_the_run_with_a_word(place):
         [sys.executable, "-c", script, *arguments(place, "--no-cache")[3:]], capture_output=True, text=True, cwd=PROJECT
     )
     assert done.returncode == 1 and "stopped:" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_python_example_of_the_readme_runs_and_prints_what_it_says(tmp_path):
+    [example] = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", example],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+    )
+    first, *streamed = done.stdout.splitlines()
+    assert f"# {first}\n" in example and len(streamed) == 3, done.stderr
+    assert (tmp_path / "suites").is_dir()

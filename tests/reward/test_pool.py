@@ -196,7 +196,8 @@ def test_processes_end_with_whoever_asks():
     )
     project = Path(__file__).parents[2]
     command = [sys.executable, "-c", script]
-    asking = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=project, env={**os.environ, "PYTHONPATH": str(project)})
+    environment = {**os.environ, "PYTHONPATH": str(project)}
+    asking = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=project, env=environment)
     child = int(asking.stdout.readline())
     asking.kill()
     asking.wait()
