@@ -35,7 +35,9 @@ _BUSY_S = 5.0
 
 
 def default_folder() -> Path:
-    """`text-to-sql-preference` in $XDG_CACHE_HOME, else in ~/.cache."""
+    """`$TEXT_TO_SQL_CACHE`, else `text-to-sql-preference` in $XDG_CACHE_HOME, else in ~/.cache."""
+    if chosen := os.environ.get("TEXT_TO_SQL_CACHE"):
+        return Path(os.path.expanduser(chosen))
     home = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification has relative paths ignored.
     folder = Path(home) if os.path.isabs(home) else Path(os.path.expanduser("~")) / ".cache"

@@ -142,7 +142,7 @@ def _parser(program: str, description: str, reads: str, writes: str) -> argparse
         "--cache",
         metavar="FOLDER",
         default=...,
-        help="where suites are kept (default: text-to-sql-preference in $XDG_CACHE_HOME or ~/.cache)",
+        help="where suites are kept (default: $TEXT_TO_SQL_CACHE, else ~/.cache/text-to-sql-preference)",
     )
     cache.add_argument("--no-cache", dest="cache", action="store_const", const=None, help="keep and read no suites")
     return parser

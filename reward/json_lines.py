@@ -69,7 +69,7 @@ def parsed(line: bytes | None) -> object:
     except RecursionError:
         found = "nested too deeply"
     except ValueError as error:
-        found = str(error)
+        found = str(error).partition(";")[0]
     raise ValueError(f"{found}; a line is one JSON object in UTF-8; correct or remove it")
 
 

@@ -308,4 +308,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Under its own name: what is pickled here is to be found under that name there.
+    from reward import pool
+
+    pool.main()

@@ -46,14 +46,14 @@ def test_bad_gold(gold, reason):
 
 
 def test_good_gold_is_normalised_and_scored():
-    line = first({"question": "?", "context": DDL, "answer": 'SELECT COUNT(*) FROM t WHERE b = "x"'})
+    line = first({"question": "?", "context": DDL, "answer": 'SELECT COUNT(*) FROM t WHERE a > 3 AND b = "x"'})
     mutants, killed = line.pop("mutants"), line.pop("killed")
     assert mutants > 4 and killed > mutants / 2
     assert line == {
         "status": "ok",
         "reason": None,
         "detail": None,
-        "gold_sql": "SELECT COUNT(*) FROM t WHERE b = 'x'",
+        "gold_sql": "SELECT COUNT(*) FROM t WHERE a > 3 AND b = 'x'",
         "kinds": ["aggregate"],
         "kill_score": round(killed / mutants, 4),
     }
@@ -110,7 +110,7 @@ def test_two_workers_and_a_generator_give_the_same_lines():
 
 def test_command_ends_in_a_table_and_a_csv(tmp_path):
     rows = [
-        {"id": "a", "question": "How many?", "context": DDL, "answer": "SELECT COUNT(*) FROM t"},
+        {"id": "a", "question": "How many?", "context": DDL, "answer": "SELECT COUNT(*) FROM t WHERE a > 3"},
         {"context": DDL},
         {"id": "b", "question": "=c", "context": DDL, "gold": "SELECT c FROM t"},
         {"id": "c", "context": DDL, "gold": None},
