@@ -246,7 +246,8 @@ class Database:
         except (apsw.AuthError, apsw.ReadOnlyError) as error:
             status, message = "refused", str(error)
         except Exception as error:  # whatever apsw or the conversion of a value raises is the statement's own failure
-            status, message = "sql_error", f"{error}"
+            message = f"{error}"
+            status = "refused" if message.startswith("not authorized to use function") else "sql_error"
         finally:
             try:
                 cursor.close(True)

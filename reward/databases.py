@@ -9,15 +9,19 @@ import hashlib
 import marshal
 import random
 
-from reward.conditions import Place, Reading, Scope
+from reward.conditions import Condition, Reading, Scope
+from reward.names import Place
 from reward.sandbox import Database
 from reward.schema import ColumnKey, Schema, Table
 from reward.values import candidates_for, fresh_value, holds, near_misses, random_value
 
-_RANDOM_ROWS = 7
-_MAX_ROUNDS = 9
+_RANDOM_ROWS = (3, 6, 6, 9, 14)  # a table; few rows show what many hide, as a group of one row does
+_MAX_ROUNDS = 12
+_MAX_LINKED = 4
 _MAX_GROUP = 260
+_MAX_CUT = 40
 Row = dict[str, object]
+Wanted = list[tuple[Condition, bool]]
 
 
 def make_database(schema: Schema, reading: Reading, tier: str, seed: str, unique_labels: bool = True) -> Database:
@@ -47,25 +51,26 @@ class _Filler:
         self.root: dict[ColumnKey, ColumnKey] = {}
         self.pools = self._make_pools()
         self.rows: dict[str, list[Row]] = {name: [] for name in schema.tables}
-        self.outputs: dict[int, object] = {}
+        self.outputs: dict[int, list] = {}
+        self.shown: dict[int, list[dict[Place, object]]] = {}
         self.used_keys: dict[ColumnKey, set] = {}
+        self.childless: dict[ColumnKey, set] = {}
+        self.twins: list[tuple[str, Row]] = []
 
     def fill(self) -> dict[str, list[Row]]:
         """Rows of every table: witnesses first, so that repairs change random rows rather than them."""
+        # Subqueries come first: what links to them takes the values of their witnesses.
         for index, scope in reversed(list(enumerate(self.reading.scopes))):
-            # Subqueries come first: what links to them takes the value of their first witness.
-            rounds: list[int | None] = [None, None, *range(len(scope.conditions))]
-            for broken in rounds[:_MAX_ROUNDS]:
-                values = self._witness(scope, broken)
-                if scope.output is not None:
-                    self.outputs.setdefault(index, values[scope.output])
+            self._witnesses(index, scope)
         for scope in self.reading.scopes:
+            for alias in list(scope.tables)[1:]:
+                self._dangling(scope, alias)
             if scope.groups:
                 self._groups(scope)
+        count = self.rng.choice(_RANDOM_ROWS)
         used = {table for scope in self.reading.scopes for table in scope.tables.values()}
         for name, table in self.schema.tables.items():
-            count = _RANDOM_ROWS if name in used or not used else 3
-            for _ in range(count):
+            for _ in range(count if name in used or not used else 3):
                 self.rows[name].append({})
             if self.near and self.rows[name]:
                 self.rows[name] += [dict(self.rng.choice(self.rows[name])) for _ in range(2)]
@@ -74,6 +79,7 @@ class _Filler:
                 for column in table.columns:
                     if column not in row:
                         row[column] = self._pick((name, column))
+        self._add_twins()
         for (name, column), value in self.reading.single:
             others = near_misses(value, near=False)
             for row in [row for row in self.rows[name] if row[column] == value][1:]:
@@ -149,37 +155,120 @@ class _Filler:
             return random_value(column, key in self.reading.numeric, self.rng)
         return pool[min(int(self.rng.random() ** 1.3 * len(pool)), len(pool) - 1)]
 
-    def _witness(
-        self, scope: Scope, broken: int | None, shared: dict[Place, object] | None = None
-    ) -> dict[Place, object]:
-        """Adds one row a table that together satisfy all conditions, or all but the one with the index `broken`."""
-        values = {place: self.outputs[index] for place, index in scope.links if index in self.outputs} | (shared or {})
+    def _witnesses(self, index: int, scope: Scope) -> None:
+        """Rows that satisfy a SELECT, that break one condition alone, that take the other branch of an OR, that LIMIT
+        cuts off, that a subquery holds or does not hold, and that the other side of a set operation shows too.
+        """
+        satisfied = [(condition, True) for condition in scope.conditions]
+        rounds = [satisfied] * (4 if scope.output else 2)
+        outputs = self.outputs.setdefault(index, [])
+        for broken in scope.conditions:
+            rounds.append([(condition, condition is not broken) for condition in scope.conditions])
+        for first, second in scope.choices:
+            others = [(condition, True) for condition in scope.conditions if condition not in first]
+            rounds.append(others + [(c, False) for c in first] + [(c, True) for c in second])
+        for number, wanted in enumerate(rounds[:_MAX_ROUNDS]):
+            given: dict[Place, object] = {}
+            for place, inner, positive in scope.links:
+                inside = self.outputs.get(inner)
+                if inside and positive:
+                    given[place] = inside[number % min(4, len(inside))]
+                elif inside:
+                    given[place] = fresh_value(set(inside), self._pick((scope.tables[place[0]], place[1])), self.rng)
+            values = self._witness(scope, wanted, given)
+            if wanted is satisfied:
+                self.shown.setdefault(index, []).append(values)
+            if scope.output:
+                outputs.append(values[scope.output])
+        for place, inner, _ in scope.links:
+            for value in self.outputs.get(inner, [])[-_MAX_LINKED:]:
+                self._witness(scope, satisfied, {place: value})
+        if scope.twin and scope.twin[0] in self.shown:
+            self._witness(scope, satisfied, {mine: self.shown[scope.twin[0]][0].get(other) for mine, other in scope.twin[1] if other in self.shown[scope.twin[0]][0]})
+        for _ in range(min(scope.cut, _MAX_CUT) if scope.cut > 1 else scope.cut):
+            groups = {place: self._unused_value((scope.tables[place[0]], place[1])) for place in scope.groups if not any(c.place == place for c in scope.conditions)}
+            self._witness(scope, satisfied, groups)
+
+    def _witness(self, scope: Scope, wanted: Wanted, given: dict[Place, object], upto: str | None = None) -> dict[Place, object]:
+        """Adds one row a table that together make the conditions hold or fail as wanted, with the given values.
+
+        upto: only the tables before this alias in FROM.
+        """
+        aliases = list(scope.tables)
+        aliases = aliases[: aliases.index(upto)] if upto else aliases
+        values = dict(given)
         groups: dict[Place, Place] = {}
         for left, right in scope.equal:
-            first, second = self._group(groups, left), self._group(groups, right)
-            groups[first] = second
-        wanted: dict[Place, list[tuple]] = {}
-        for index, condition in enumerate(scope.conditions):
-            wanted.setdefault(self._group(groups, condition.place), []).append((condition, index != broken))
-        places = {place for pair in scope.equal for place in pair} | {condition.place for condition in scope.conditions}
+            if left[0] in aliases and right[0] in aliases:
+                first, second = self._group(groups, left), self._group(groups, right)
+                groups[first] = second
+        tests: dict[Place, Wanted] = {}
+        for condition, want in wanted:
+            if condition.place[0] in aliases:
+                tests.setdefault(self._group(groups, condition.place), []).append((condition, want))
+        places = {place for pair in scope.equal for place in pair} | {condition.place for condition, _ in wanted}
         places |= set(values) | ({scope.output} if scope.output else set())
+        places |= {place for pair in (scope.twin[1] if scope.twin else ()) for place in pair[:1]}
         chosen: dict[Place, object] = {}
-        for place in sorted(places):
+        # What is given settles the places that must be equal to it.
+        for place in sorted((place for place in places if place[0] in aliases), key=lambda p: (p not in given, p)):
             leader = self._group(groups, place)
-            if place in values:
-                chosen.setdefault(leader, values[place])
+            if place in given:
+                chosen.setdefault(leader, given[place])
             if leader not in chosen:
                 keyed = any(
                     self._is_key((scope.tables[alias], column))
                     for alias, column in places
-                    if self._group(groups, (alias, column)) == leader
+                    if alias in aliases and self._group(groups, (alias, column)) == leader
                 )
-                chosen[leader] = self._choose((scope.tables[leader[0]], leader[1]), wanted.get(leader, []), keyed)
+                chosen[leader] = self._choose((scope.tables[leader[0]], leader[1]), tests.get(leader, []), keyed)
             values[place] = chosen[leader]
-        for alias, table in scope.tables.items():
+        for alias in aliases:
             row = {column: value for (owner, column), value in values.items() if owner == alias}
-            self.rows[table].append(row)
+            self.rows[scope.tables[alias]].append(row)
+            if upto is None and all(want for _, want in wanted):
+                self.twins.append((scope.tables[alias], row))
         return values
+
+    def _dangling(self, scope: Scope, alias: str) -> None:
+        """A row of the tables before `alias` that satisfies all their conditions and has no partner in it.
+
+        Tidy databases have it only where no foreign key forbids it.
+        """
+        before = list(scope.tables)[: list(scope.tables).index(alias)]
+        given: dict[Place, object] = {}
+        for pair in scope.equal:
+            for place, partner in (pair, pair[::-1]):
+                if partner[0] != alias or place[0] not in before:
+                    continue
+                key = (scope.tables[place[0]], place[1])
+                if not self.near and self.parents.get(key) == (scope.tables[alias], partner[1]):
+                    return
+                pool = self.pools[self._find(key)]
+                used = self.used_keys.setdefault(self._find(key), set())
+                given[place] = fresh_value(used | set(pool), self.rng.choice(pool), self.rng)
+                used.add(given[place])
+                self.childless.setdefault(key, set()).add(given[place])
+        if given:
+            satisfied = [(condition, True) for condition in scope.conditions if condition.place not in given]
+            self._witness(scope, satisfied, given, alias)
+
+    def _add_twins(self) -> None:
+        """Copies of some satisfying rows, with another value in one column: duplicates of what gold shows, and ties."""
+        for name, row in self.rng.sample(self.twins, min(len(self.twins), 4)):
+            twin = dict(row)
+            column = self.rng.choice(list(self.schema.tables[name].columns))
+            if self.rng.random() < 0.7:
+                twin[column] = self._pick((name, column))
+            self.rows[name].append(twin)
+
+    def _unused_value(self, key: ColumnKey) -> object:
+        used = self.used_keys.setdefault(self._find(key), set())
+        pool = self.pools[self._find(key)]
+        value = next((value for value in pool if value not in used), None)
+        value = fresh_value(used | set(pool), self.rng.choice(pool), self.rng) if value is None else value
+        used.add(value)
+        return value
 
     def _group(self, groups: dict[Place, Place], place: Place) -> Place:
         while groups.get(place, place) != place:
@@ -215,7 +304,8 @@ class _Filler:
         if not many:
             return
         for size in sorted(size for size in sizes if 0 < size <= _MAX_GROUP):
-            values = self._witness(scope, None, {place: self._group_value(scope, place) for place in scope.groups})
+            satisfied = [(condition, True) for condition in scope.conditions]
+            values = self._witness(scope, satisfied, {place: self._group_value(scope, place) for place in scope.groups})
             fixed = {place: value for place, value in values.items() if place[0] in many}
             for _ in range(size - 1):
                 for alias in many:
@@ -275,9 +365,11 @@ class _Filler:
                 continue
             existing = [row[target] for row in self.rows[parent]]
             known = set(existing)
+            childless = self.childless.get((parent, target), set())
+            eligible = [value for value in existing[: max(1, len(existing) * 2 // 3)] if value not in childless]
             for row in self.rows[name]:
                 if row[child] not in known:
-                    row[child] = self.rng.choice(existing[: max(1, len(existing) * 2 // 3)])
+                    row[child] = self.rng.choice(eligible or existing)
 
     def _add_orphans(self, name: str) -> None:
         """One row a foreign key points at no parent, unless the column is a key itself."""
