@@ -24,7 +24,7 @@ from reward.gate import MAX_SQL_CHARACTERS, gate
 from reward.pool import Lost, Pool, answer_here
 from reward.progress import with_progress
 from reward.queries import is_volatile, quoted_value_as_string, unknown_quoted_name
-from reward.sandbox import DatabaseError, Outcome, Sandbox
+from reward.sandbox import DatabaseError, Job, Outcome, Sandbox
 from reward.suite import Member, Suite, SuiteBuilder
 from reward.trace import first_differences, result_digest
 
@@ -254,14 +254,14 @@ class Judge:
         """
         # Past gold's rows a few are enough to show and to name the difference; the worker counts on to its limit.
         keep_rows = 2 * member.denotation.row_count + 100
-        outcomes = self.sandbox.run(member.database, [entry.sql for entry in active], keep_rows, answers=answers)
+        [outcomes] = self.sandbox.run_jobs([Job(member.database, [e.sql for e in active], keep_rows, False, answers)])
         again = range(len(active))
         for _ in range(_MAX_QUOTED_NAMES):
             again = [index for index in again if _requote(active[index], outcomes[index])]
             if not again:
                 break
             statements = [active[index].sql for index in again]
-            answered = self.sandbox.run(member.database, statements, keep_rows, answers=answers)
+            [answered] = self.sandbox.run_jobs([Job(member.database, statements, keep_rows, False, answers)])
             for index, outcome in zip(again, answered):
                 outcomes[index] = outcome
         return outcomes

@@ -163,7 +163,7 @@ def _plain_value_as_string(sql: str, name: str) -> str | None:
     for place in range(1, len(parts), 2):
         if parts[place] == name:
             column = _COMPARED.search(parts[place - 1])
-            if column is None or column.group(1).upper() in _KEYWORDS or not _AFTER_VALUE.match(parts[place + 1]):
+            if column is None or column.group(1).upper() in KEYWORDS or not _AFTER_VALUE.match(parts[place + 1]):
                 return None
             parts[place] = "'" + name.replace("'", "''") + "'"
         else:
