@@ -4,17 +4,27 @@ r"""Judges SQL candidates against gold by running both: correct, wrong or unclea
         [--databases given|generated|both] [--workers N] [--seed S]
 """
 
+import sys
+
+if __name__ == "__main__":  # before the imports below, which take a third of a second: --help is to be instant
+    from reward.command import main_judge
+
+    sys.exit(main_judge())
+
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from reward.cache import SuiteCache
 from reward.compare import column_orders, compare
 from reward.connection import fingerprint
 from reward.gate import MAX_SQL_CHARACTERS, gate
+from reward.pool import Lost, Pool, answer_here
+from reward.progress import with_progress
 from reward.queries import is_volatile, quoted_value_as_string, unknown_quoted_name
-from reward.sandbox import Outcome, Sandbox
+from reward.sandbox import DatabaseError, Job, Outcome, Sandbox
 from reward.suite import Member, Suite, SuiteBuilder
 from reward.trace import first_differences, result_digest
 
@@ -48,6 +58,7 @@ class Judge:
     `gold_bad`. Limits: a statement over vm_step_budget steps of SQLite's virtual machine, over heap_limit_mib, or
     with more than row_limit rows or byte_limit_mib of cells is `wrong`; cpu_limit_s and wall_limit_s only end a
     worker that hangs inside one function, which makes `unclear`. Verdicts follow from (task, seed, limits) alone.
+    `cache`: a folder where suites are kept from run to run (`reward.cache`), None for none.
     """
 
     def __init__(
@@ -68,6 +79,7 @@ class Judge:
         cpu_limit_s: float = 6.0,
         wall_limit_s: float = 60.0,
         max_sql_characters: int = MAX_SQL_CHARACTERS,
+        cache: str | os.PathLike | None = None,
     ):
         if databases not in DATABASES:
             raise ValueError(f"databases is {databases!r}; allowed are {', '.join(DATABASES)}; choose one of them")
@@ -96,6 +108,10 @@ class Judge:
         self.sandbox = Sandbox(**limits)
         self._builder = SuiteBuilder(self.sandbox, **suite)
         self._suites: OrderedDict[tuple, Suite] = OrderedDict()
+        self._pool: Pool | None = None
+        self._cache = SuiteCache(cache, self._builder, suite | limits) if cache is not None else None
+        # Where the cache has failed, no process needs to find that out again.
+        self.arguments["cache"] = os.path.abspath(cache) if self._cache and self._cache.usable else None
         self._answers: OrderedDict[tuple[str, str], dict[bytes, bytes]] = OrderedDict()
 
     def __enter__(self) -> "Judge":
@@ -105,20 +121,35 @@ class Judge:
         self.close()
 
     def close(self) -> None:
-        """Ends the worker process."""
+        """Ends the worker processes."""
         self.sandbox.close()
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+        if self._cache:
+            self._cache.close()
 
     def stream(self, tasks: Iterable[dict], progress: bool = False) -> Iterator[dict]:
-        """Verdict lines of many tasks in their order, over `workers` processes. Raises ValueError at a malformed
+        """Verdict lines of many tasks in their order, over `workers` processes; any iterable, read a little ahead.
+
+        progress: a bar on standard error, with a total where `tasks` has a length. Raises ValueError at a malformed
         task.
         """
-        from reward.pool import map_in_processes, with_progress
-
-        if self.workers == 1:
-            lines = map(self.question, tasks)
-        else:
-            lines = map_in_processes("judge", self.arguments, map(checked_task, tasks), self.workers)
+        answers = self.answers(Judge.question, map(checked_task, tasks))
+        lines = (lost_line(task, line.detail) if isinstance(line, Lost) else line for task, line in answers)
         yield from with_progress(lines, tasks, "judge", progress)
+
+    def answers(
+        self,
+        work: Callable[["Judge", object], object],
+        questions: Iterable,
+        task: Callable[[object], dict] = lambda question: question,
+    ) -> Iterator[tuple[object, object]]:
+        """(question, work(judge, question) or Lost) in order, over `workers` processes; see `reward.pool.Pool`."""
+        if self.workers == 1:
+            return ((question, answer_here(work, self, question)) for question in questions)
+        self._pool = self._pool or Pool(self.arguments, self.workers)
+        return self._pool.answer(work, questions, task)
 
     def question(self, task: dict) -> dict:
         """The verdict line of one task line: `{"id", "gold": {...}, "verdicts": [{"verdict", "reason", "trace"},
@@ -144,10 +175,14 @@ class Judge:
         return {"id": task["id"], "gold": _gold_line(suite), "verdicts": verdicts}
 
     def suite(self, gold: str, database: str | None = None, context: str | None = None) -> Suite:
-        """The databases of one question with gold's answers; kept for the questions asked last."""
+        """The databases of one question with gold's answers; kept for the questions asked last, and in the cache."""
         key = (gold, database, context)
         if key not in self._suites:
-            self._suites[key] = self._builder.build(gold, database, context)
+            try:
+                self._suites[key] = (self._cache or self._builder).build(gold, database, context)
+            except (OSError, DatabaseError) as error:  # the file is not there, or no longer
+                detail = getattr(error, "strerror", None) or str(error)
+                return Suite("gold_bad", "schema", f"database {database!r} cannot be read: {detail}")
             if len(self._suites) > _CACHED_SUITES:
                 self._suites.popitem(last=False)
         self._suites.move_to_end(key)
@@ -219,14 +254,14 @@ class Judge:
         """
         # Past gold's rows a few are enough to show and to name the difference; the worker counts on to its limit.
         keep_rows = 2 * member.denotation.row_count + 100
-        outcomes = self.sandbox.run(member.database, [entry.sql for entry in active], keep_rows, answers=answers)
+        [outcomes] = self.sandbox.run_jobs([Job(member.database, [e.sql for e in active], keep_rows, False, answers)])
         again = range(len(active))
         for _ in range(_MAX_QUOTED_NAMES):
             again = [index for index in again if _requote(active[index], outcomes[index])]
             if not again:
                 break
             statements = [active[index].sql for index in again]
-            answered = self.sandbox.run(member.database, statements, keep_rows, answers=answers)
+            [answered] = self.sandbox.run_jobs([Job(member.database, statements, keep_rows, False, answers)])
             for index, outcome in zip(again, answered):
                 outcomes[index] = outcome
         return outcomes
@@ -255,6 +290,13 @@ def checked_task(task: dict) -> dict:
     if database is not None and not (isinstance(database, str) and os.path.isfile(database)):
         raise ValueError(f"database of task {name!r} is {database!r}; allowed is a SQLite file; correct the path")
     return task
+
+
+def lost_line(task: dict, detail: str) -> dict:
+    """The verdict line of a task that the judge itself failed at: no verdict, and never a `wrong`."""
+    suite = Suite("gold_bad", "worker", detail)
+    verdicts = [_verdict("gold_bad", "worker", {"message": detail}) for _ in task["candidates"]]
+    return {"id": task["id"], "gold": _gold_line(suite), "verdicts": verdicts}
 
 
 def _requote(entry: _Candidate, outcome: Outcome) -> bool:
@@ -333,8 +375,3 @@ def _gold_line(suite: Suite) -> dict:
         "suite_hash": suite.suite_hash or None,
     }
 
-
-if __name__ == "__main__":
-    from reward.command import main_judge
-
-    main_judge()
