@@ -27,7 +27,7 @@ _SIGNS = tuple("( ) ( ) , , . ; = < > <= >= <> != + - * / % || -> ->> ' \" ` [ ]
 _NAMES = (*TABLES, *(column for columns in TABLES.values() for column in columns), "t0", "t1", '"name"', "[city]", "`age`")
 KINDS = (
     *("bytes", "bytes", "soup", "soup", "soup", "query", "query", "query", "query", "ordered query", "near query"),
-    *("near query", "spoilt gold", "spoilt gold", "spoilt gold", "spoilt gold", "spliced", "cut", "quoted", "extreme"),
+    *("near query", "spoilt gold", "spoilt gold", "spoilt gold", "sorted gold", "sorted gold", "spliced", "cut", "quoted", "extreme"),
 )
 
 
@@ -49,6 +49,11 @@ def make_input(kind: str, gold: str, rng: random.Random) -> str:
         return _spoilt(random_query(rng, top=True), rng)
     if kind == "spoilt gold":
         return _spoilt(gold, rng)
+    if kind == "sorted gold":
+        body = gold.split(" ORDER BY ")[0]
+        orders = ("", "1", "1", "1 DESC", "1 DESC", "1 ASC, 1 DESC", "1, 2", "1 DESC, 2 DESC", "2, 1", "1 NULLS LAST", "NULL")
+        order = rng.choice(orders)
+        return rng.choice(("{0}{1}", "SELECT * FROM ({0}) {1}")).format(body, f" ORDER BY {order}" if order else "")
     if kind == "spliced":
         other = random_query(rng, top=True)
         return gold[: rng.randint(0, len(gold))] + other[rng.randint(0, len(other)) :]
