@@ -2,7 +2,8 @@
 chance.
 
 SQLite takes some row for a bare column of a group, for the hidden sort key of DISTINCT, for a scalar subquery with
-many rows, and for a LIMIT inside gold that cuts a tie. The first variant takes the least value there, the second one the greatest.
+many rows, and for a LIMIT inside gold that cuts a tie. The first variant takes the least value there, the second one
+the greatest.
 """
 
 from functools import lru_cache

@@ -45,7 +45,9 @@ def measure(shared: Path, quick: bool) -> list[dict]:
     rows = []
     for name in ("exceptions", "undocumented verdicts", "harmless neighbour not correct", "oracle disagrees"):
         n = counts["compared with the oracle"] if name == "oracle disagrees" else total
-        rows.append({"measure": f"fuzz: {name}", "value": counts[name], "target": "0", "n": n, "holds": not counts[name]})
+        rows.append(
+            {"measure": f"fuzz: {name}", "value": counts[name], "target": "0", "n": n, "holds": not counts[name]}
+        )
     slowest = counts["slowest batch ms"] / 1000
     rows += [
         {

@@ -29,7 +29,7 @@ def judge():
 
 def conditions(prefix: str) -> st.SearchStrategy[str]:
     number = st.integers(18, 40).map(str)
-    text = st.sampled_from(("'France'", "'Japan'", "'o''Brien'", "\"Peru\""))
+    text = st.sampled_from(("'France'", "'Japan'", "'o''Brien'", '"Peru"'))
     atoms = st.one_of(
         st.builds(f"{prefix}age {{}} {{}}".format, st.sampled_from(("=", "<", ">", "<=", ">=", "<>")), number),
         st.builds(f"{prefix}country {{}} {{}}".format, st.sampled_from(("=", "<>")), text),
