@@ -24,8 +24,9 @@ class Condition:
 
 @dataclass
 class Scope:
-    """One SELECT: its tables by alias in the order of FROM, its conditions joined by AND, its equal places, its groups
-    and their wanted sizes, and the number of rows after which LIMIT cuts (0: nowhere).
+    """One SELECT: its tables by alias in the order of FROM, its conditions joined by AND, its equal places, what it
+    shows, its groups, the sizes (`counts`) and other aggregates (`totals`: column, number) that HAVING compares, and
+    the number of rows after which LIMIT cuts (0: nowhere).
 
     `choices`: for each OR the conditions of its first branch, which stand in `conditions`, and of the other one.
     `links`: (place, index of a scope, wanted): the place's value must be, or not be, among those of a subquery.
@@ -40,8 +41,10 @@ class Scope:
     links: list[tuple[Place, int, bool]] = field(default_factory=list)
     output: Place | None = None
     twin: tuple[int, list[tuple[Place, Place]]] | None = None
+    shown: list[Place] = field(default_factory=list)
     groups: list[Place] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
+    totals: list[tuple[Place, int | float]] = field(default_factory=list)
     cut: int = 0
 
 
@@ -126,13 +129,20 @@ class _Reader(Names):
         if scope.groups:
             self.read_dependencies(select, scope)
         if select.args.get("having"):
-            for part in _conjuncts(select.args["having"].this):
+            for part in select.args["having"].find_all(*_COMPARISONS):
                 value = literal_value(part.args.get("expression"))
                 if isinstance(part.this, exp.Count) and isinstance(value, int):
                     scope.counts.append(value)
                 elif isinstance(value, (int, float)) and part.this is not None:
                     for column in part.this.find_all(exp.Column):
                         self.remember(self.key(column), [value])
+                        if (found := self.place(column)) and found[0] is select:
+                            scope.totals.append((found[1], value))
+        scope.shown += [
+            found[1]
+            for item in select.expressions
+            if (found := self.place(item.unalias())) and found[0] is select and found[1] not in scope.shown
+        ]
         for clause in ("limit", "offset"):
             value = literal_value(select.args[clause].expression) if select.args.get(clause) else None
             scope.cut += value if isinstance(value, int) and value > 0 else 0
@@ -140,6 +150,10 @@ class _Reader(Names):
             key = self.key(function.this)
             if key:
                 self.reading.numeric.add(key)
+        for term in select.find_all(exp.Add, exp.Sub, exp.Mul, exp.Div):
+            for side in (term.this, term.expression):
+                # Small numbers, so that sums and differences meet what they are compared with.
+                self.remember(self.key(side), [1, 2])
         return scope
 
     def read_dependencies(self, select: exp.Select, scope: Scope) -> None:
