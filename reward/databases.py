@@ -70,12 +70,13 @@ class _Filler:
         for name, table in self.schema.tables.items():
             self._make_unique(name, table)
         for name, table in self.schema.tables.items():
-            self._settle_dependents(name)
             if self.near:
                 self._add_orphans(name)
                 self._add_nulls(name, table)
             else:
                 self._repair_foreign_keys(name)
+        for name in self.schema.tables:
+            self._settle_dependents(name)
         if self.near and self.starved:
             self._starve()
         for rows in self.rows.values():

@@ -2,7 +2,7 @@
 
 import random
 
-from reward.conditions import Condition, Reading
+from reward.conditions import Condition, Reading, read_checks
 from reward.schema import ColumnKey, Schema
 from reward.values import candidates_for, fresh_value, holds, near_misses, random_value
 
@@ -21,6 +21,7 @@ class Pools:
         self.near = near
         self.rng = rng
         self.flat = flat
+        self.checks = read_checks(schema)
         self.parents = self._foreign_keys()
         self._root: dict[ColumnKey, ColumnKey] = {}
         self._pools = self._make_pools()
@@ -31,20 +32,17 @@ class Pools:
         return key in self.reading.keys or self.schema.tables[key[0]].is_key(key[1])
 
     def nullable(self, key: ColumnKey) -> bool:
-        """Whether a near database may have NULL there: not in keys, nor where gold shows a column bare beside GROUP BY."""
+        """Whether a near database may have NULL there: not in keys, nor in what settles columns that gold shows bare."""
         table = self.schema.tables[key[0]]
         if table.columns[key[1]].required or any(key[1] in columns for columns in table.keys):
             return False
-        return not any(
-            owner == key[0] and (column == key[1] or key[1] in dependents)
-            for (owner, column), dependents in self.reading.determining.items()
-        )
+        return key not in self.reading.determining
 
     def pick(self, key: ColumnKey) -> object:
         """A value of the column's pool; numbers sometimes outside it, so that sums and orders have few ties."""
         root = self._find(key)
         pool = self._pools[root]
-        if root == key and not self.flat and self._is_measure(key) and self.rng.random() < 0.4:
+        if root == key and not self.flat and key not in self.checks and self._is_measure(key) and self.rng.random() < 0.4:
             return random_value(self.schema.column(key), key in self.reading.numeric, self.rng)
         return pool[min(int(self.rng.random() ** 1.3 * len(pool)), len(pool) - 1)]
 
@@ -54,6 +52,7 @@ class Pools:
         keyed: one that no witness took before where there is one, because two rows with the same key cannot both stay.
         """
         options = list(self._pools[self._find(key)])
+        wanted = wanted + [(check, True) for check in self.checks.get(key, ())]
         for condition, _ in wanted:
             options += candidates_for(condition)
         if any(condition.operator == "null" for condition, _ in wanted):
@@ -121,6 +120,12 @@ class Pools:
         wanted = 12 if keyed else 5
         while len(pool) < wanted or (not samples and len(pool) < wanted + 3 and self.rng.random() < 0.7):
             pool.append(random_value(self.schema.column(keys[0]), numeric, self.rng))
+        checks = [check for key in keys for check in self.checks.get(key, ())]
+        if checks:
+            for check in checks:
+                pool += candidates_for(check)
+                pool += [v + self.rng.randint(1, 500) for v in check.values if isinstance(v, (int, float))]
+            pool = [value for value in pool if all(holds(check, value) for check in checks)] or pool
         return pool
 
     def _is_measure(self, key: ColumnKey) -> bool:
