@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 from reward.compare import Denotation, compare
 from reward.sandbox import Database, Outcome, Sandbox
-from reward.ties import Ordering
+from reward.stability import open_choices
+from reward.ties import Ordering, read_denotation
 
 
 class Member(NamedTuple):
@@ -21,21 +22,25 @@ def denote(
 
     Without others all rows of gold are kept.
     """
-    extended = [] if ordering.sql is None else [ordering.sql]
-    outcomes = sandbox.run(database, [sql, *extended, *others], keep_rows or sandbox.limits["row_limit"])
-    gold, rest = outcomes[0], outcomes[1 + len(extended) :]
+    needed = ordering.needed
+    outcomes = sandbox.run(database, [sql, *needed, *others], keep_rows or sandbox.limits["row_limit"])
+    gold, rest = outcomes[0], outcomes[1 + len(needed) :]
     if gold.status != "ok":
         return gold, rest
-    return _denotation(gold, outcomes[1] if extended else None, ordering), rest
+    return read_denotation(gold, outcomes[1 : 1 + len(needed)], ordering), rest
 
 
 def is_stable(sandbox: Sandbox, member: Member, sql: str) -> bool:
-    """Whether gold's answer stays the same when its rows are visited in another order."""
+    """Whether gold's answer stays the same when its rows are visited in another order, or SQLite chooses otherwise
+    where SQL leaves the choice to it.
+    """
     database, denotation = member
     if denotation.row_count == 0:
         return True
     row_limit = sandbox.limits["row_limit"]
     others = sandbox.run(database, [sql], row_limit, reverse=True)
+    if variants := list(open_choices(sql)):
+        others += [other for other in sandbox.run(database, variants, row_limit) if other.status == "ok"]
     if database.rows:
         # SQLite never walks backwards under GROUP BY; the same rows, stored in another order, show a chance pick.
         mirrored = tuple((table, width, rows[::-1]) for table, width, rows in database.rows)
@@ -45,35 +50,3 @@ def is_stable(sandbox: Sandbox, member: Member, sql: str) -> bool:
         if difference is not None and (difference != "order" or denotation.certain):
             return False
     return True
-
-
-def _denotation(plain: Outcome, extended: Outcome | None, ordering: Ordering) -> Denotation:
-    width, rows = len(plain.columns), plain.rows
-    whole = Denotation(width, [rows], 0, len(rows), False)
-    if not ordering.ordered and ordering.limit is None:
-        return whole
-    # Where SQLite cannot compute the keys as columns, only gold's own order is known.
-    uncertain = Denotation(width, [[row] for row in rows], 0, len(rows), ordering.ordered, False)
-    if extended is None or extended.status != "ok" or ordering.keys is None:
-        return uncertain if ordering.ordered else whole
-    names = [name.lower() for name in plain.columns]
-    positions = []
-    for key in ordering.keys:
-        if isinstance(key, str):
-            if names.count(key.lower()) != 1:
-                return uncertain
-            key = names.index(key.lower())
-        positions.append(key)
-    groups: list[list[tuple]] = []
-    last: object = None
-    for row in extended.rows:
-        key = tuple(row[position] for position in positions)
-        if not groups or key != last:
-            groups.append([])
-        groups[-1].append(row[:width])
-        last = key
-    total = len(extended.rows)
-    start = min(ordering.offset, total)
-    stop = total if ordering.limit is None else min(start + ordering.limit, total)
-    denotation = Denotation(width, groups, start, stop, ordering.ordered)
-    return denotation if compare(denotation, width, rows) is None else uncertain

@@ -152,7 +152,9 @@ def _select(
     while tried < len(order) and (limit is None or len(kept) < limit):
         batch = order[tried:] if limit is None else order[tried : tried + limit - len(kept)]
         # The batches that refill the limit are small: a progress bar for the first is enough.
-        verdicts = audit([sound[index].example for index in batch], workers, seed, progress=tried == 0)
+        # What trains is only to be right: how well its databases tell it from wrong queries matters to the judge.
+        asked = [sound[index].example for index in batch]
+        verdicts = audit(asked, workers, seed, progress=tried == 0, databases="given", mutants=0)
         tried += len(batch)
         for index, verdict in zip(batch, verdicts, strict=True):
             if verdict["status"] == "gold_bad":

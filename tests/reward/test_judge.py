@@ -170,7 +170,7 @@ def test_identical_candidates_run_once(judges):
         judge.question({"id": 1, "gold": GOLD, "candidates": ["SELECT 1", " SELECT 1;", "SELECT 1"], "context": DDL})
     finally:
         judge.sandbox.run = run
-    assert runs == [["SELECT 1"], [], []]
+    assert runs == [["SELECT 1"]]
 
 
 def test_result_hash_names_the_rows(judges):
