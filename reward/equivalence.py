@@ -1,7 +1,7 @@
 """The prover: whether two queries have the same answer on every database that keeps the schema's declared constraints.
 
-Both queries are brought into a normal form by the rules below; equal normal forms prove equal answers, different ones
-prove nothing. Declared constraints are NOT NULL, PRIMARY KEY (never NULL, as in the SQL standard) and UNIQUE; foreign
+Both queries are brought into a normal form by the rules below; equal forms prove equal answers, different ones prove
+nothing. Declared constraints are NOT NULL, PRIMARY KEY (never NULL, as in the SQL standard) and UNIQUE; foreign
 keys prove nothing here, because SQLite does not enforce them. The rules, for each SELECT:
 
 - conditions: NOT moved inwards, AND and OR without order and repetition, sides of = and <> without order, > as <;
@@ -17,17 +17,19 @@ keys prove nothing here, because SQLite does not enforce them. The rules, for ea
 - a key of GROUP BY that the others determine goes; all of it where every group is one row and nothing is aggregated;
 - COUNT(column) is COUNT(*) where the column is never NULL, COUNT(DISTINCT column) is COUNT(column) where it determines
   the row within its group; DISTINCT in MIN and MAX goes; MAX is MIN where the group determines the column;
-- `COUNT(*) > 0`, `>= 1`, `<> 0` hold in every group;
+- `COUNT(*) > 0`, `>= 1` (or less) and `<> 0` hold in every group;
 - a key of ORDER BY goes where constants and the keys before it determine it; all of it with one row at most and in
-  subqueries of IN, EXISTS and FROM without LIMIT;
+  IN, EXISTS and FROM where no LIMIT cuts;
 - LIMIT goes with one row at most, in EXISTS, and in a subquery of which SQLite takes one value.
 
 A SELECT with NATURAL, USING, RIGHT or FULL joins or window functions is left as it stands, and a schema with COLLATE
 has no equal columns.
 """
 
+from collections.abc import Callable
+
 from sqlglot import exp
-from sqlglot.errors import ErrorLevel, SqlglotError
+from sqlglot.errors import ErrorLevel
 
 from reward.conditions import literal_value
 from reward.names import Names, Place
@@ -38,30 +40,48 @@ from reward.schema import Schema
 _AGGREGATES = (exp.Count, exp.Sum, exp.Avg, exp.Min, exp.Max)
 
 
-def provably_equal(first: str, second: str, schema: Schema) -> bool:
-    """Whether the rules of this module prove that two queries have the same answer on every database."""
-    left = normal_form(first, schema)
-    return left is not None and left == normal_form(second, schema)
+def provably_equal(gold: str, others: list[str], schema: Schema) -> list[bool]:
+    """For each of other queries whether the rules of this module prove that it answers as gold does on every database.
 
-
-def normal_form(sql: str, schema: Schema) -> str | None:
-    """The text of a query in normal form; None where sqlglot cannot read it."""
-    tree = parse(sql)
+    Where gold's form has no ORDER BY, an ORDER BY of the other one's whole answer does not count either.
+    """
+    tree = _normal_form(gold, schema)
     if tree is None:
-        return None
+        return [False] * len(others)
+    text, ordered = _text(tree), tree.args.get("order") is not None
+    found = []
+    for other in others:
+        form = _normal_form(other, schema)
+        if form is not None and not ordered:
+            form.set("order", None)
+        found.append(form is not None and _text(form) == text)
+    return found
+
+
+def _normal_form(sql: str, schema: Schema) -> exp.Expression | None:
+    """The tree of a query in normal form; None where sqlglot cannot read it or it is nested too deeply."""
+    tree = parse(sql)
     try:
-        # Columns find their tables by the tree as written: all are asked before anything is moved.
-        names, columns = Names(schema), list(tree.find_all(exp.Column))
-        places = {id(column): names.place(column) for column in columns}
-        _fold_names(tree)
-        for operation in tree.find_all(exp.SetOperation):
-            if _duplicates_ignored(operation):
-                operation.set("distinct", True)
-        for select in reversed(list(tree.find_all(exp.Select))):
-            _Normaliser(select, names, places).normalise()
-        return tree.sql(dialect="sqlite", comments=False, unsupported_level=ErrorLevel.IGNORE)
-    except (SqlglotError, RecursionError, ValueError):
+        return _normalised(tree, schema) if tree is not None else None
+    except RecursionError:
         return None
+
+
+def _normalised(tree: exp.Expression, schema: Schema) -> exp.Expression:
+    # Columns find their tables by the tree as written: all are asked before anything is moved.
+    names, columns = Names(schema), list(tree.find_all(exp.Column))
+    places = {id(column): names.place(column) for column in columns}
+    _fold_names(tree)
+    for operation in tree.find_all(exp.SetOperation):
+        if _duplicates_ignored(operation):
+            operation.set("distinct", True)
+    for select in reversed(list(tree.find_all(exp.Select))):
+        _Normaliser(select, names, places).normalise()
+    return tree
+
+
+def _text(tree: exp.Expression) -> str:
+    return tree.sql(dialect="sqlite", comments=False, unsupported_level=ErrorLevel.IGNORE)
 
 
 class _Normaliser:
@@ -150,7 +170,7 @@ class _Normaliser:
     def left_is_idle(self, index: int, join: exp.Join) -> bool:
         alias = join.this.alias_or_name.lower()
         later = [other.args["on"] for other in self.joins[index + 1 :] if not other.side and other.args.get("on")]
-        if any(self.fails_for_null(part, alias) for part in [*self.conjuncts, *later]):
+        if any(self.fails_for_null(part, lambda node: self.of_table(node, alias)) for part in [*self.conjuncts, *later]):
             return True
         items = [item.unalias() for item in self.select.expressions]
         one_group = not any(self.select.args.get(key) for key in ("group", "having", "order"))
@@ -163,21 +183,22 @@ class _Normaliser:
         place = self.place(node)
         return place is not None and place[0] == alias
 
-    def fails_for_null(self, part: exp.Expression, alias: str) -> bool:
-        """Whether a condition is never true for a row in which all columns of the alias are NULL."""
+    def fails_for_null(self, part: exp.Expression, is_null: Callable[[exp.Expression], bool]) -> bool:
+        """Whether a condition is never true for a row in which the columns that `is_null` names are NULL."""
         part = part.unnest()
         if isinstance(part, (exp.And, exp.Or)):
-            sides = [self.fails_for_null(side, alias) for side in (part.left, part.right)]
+            sides = [self.fails_for_null(side, is_null) for side in (part.left, part.right)]
             return all(sides) if isinstance(part, exp.Or) else any(sides)
         if isinstance(part, exp.Not):
             inner = part.this.unnest()
             if isinstance(inner, exp.Is):
-                return isinstance(inner.expression, exp.Null) and self.of_table(inner.this, alias)
+                return isinstance(inner.expression, exp.Null) and is_null(inner.this)
+            # NULL NOT IN (no rows) is true.
             unsafe = isinstance(inner, exp.In) and not inner.expressions
-            return not unsafe and isinstance(inner, (exp.In, exp.Like, exp.Between)) and self.of_table(inner.this, alias)
+            return not unsafe and isinstance(inner, (exp.In, exp.Like, exp.Between)) and is_null(inner.this)
         if isinstance(part, (*COMPARISONS, exp.Like)):
-            return self.of_table(part.this, alias) or self.of_table(part.expression, alias)
-        return isinstance(part, (exp.In, exp.Between)) and self.of_table(part.this, alias)
+            return is_null(part.this) or is_null(part.expression)
+        return isinstance(part, (exp.In, exp.Between)) and is_null(part.this)
 
     def find_equalities(self) -> None:
         """Columns that must be equal become one, and the equality itself stands once, in one way."""
@@ -250,8 +271,7 @@ class _Normaliser:
         column = self.schema.tables[self.tables[place[0]]].columns[place[1]]
         if (column.required and place[0] not in outer) or any(place in pair for pair in self.equal):
             return True
-        tests = [part for part in self.conjuncts if isinstance(part, (*COMPARISONS, exp.Like, exp.Between))]
-        return any(place in (self.place(part.this), self.place(part.args.get("expression"))) for part in tests)
+        return any(self.fails_for_null(part, lambda node: self.place(node) == place) for part in self.conjuncts)
 
     def shown(self) -> set[Place]:
         places = {self.place(item.unalias()) for item in self.select.expressions} - {None}
@@ -334,9 +354,7 @@ class _Normaliser:
         order = self.select.args.get("order")
         if not order:
             return
-        user, role = _user(self.select)
-        unordered = role in ("query", "exists") and not self.select.args.get("limit")
-        if self.one_row() or unordered:
+        if self.one_row() or (not self.select.args.get("limit") and _order_forgotten(self.select)):
             self.select.set("order", None)
             return
         known: set[Place] = set()
@@ -373,6 +391,16 @@ def _user(query: exp.Expression) -> tuple[exp.Expression | None, str]:
     if isinstance(user, exp.SetOperation):
         return user, "side"
     return user, "table" if isinstance(user, (exp.From, exp.Join, exp.CTE, exp.Subquery)) else "value"
+
+
+def _order_forgotten(query: exp.Expression) -> bool:
+    """Whether the order of a query's rows changes nothing: in IN and EXISTS, and in FROM of what keeps every row."""
+    user, role = _user(query)
+    while role == "table" and isinstance(user, (exp.From, exp.Join)) and not user.parent.args.get("limit"):
+        user, role = _user(user.parent)
+        if role == "top":
+            return True
+    return role in ("query", "exists")
 
 
 def _duplicates_ignored(query: exp.Expression) -> bool:
