@@ -14,7 +14,7 @@ if __name__ == "__main__":  # before the imports below, which take a third of a 
 from collections.abc import Iterable, Iterator
 
 from reward.judge import Judge
-from reward.pool import Lost
+from reward.pool import Each, Lost
 from reward.progress import with_progress
 from reward.queries import parse, query_kinds
 from reward.suite import Suite
@@ -37,7 +37,7 @@ def audit(
     undiscriminated. Raises ValueError at a malformed example.
     """
     with Judge(workers=workers, seed=seed, **judge) as judging:
-        answers = judging.answers(audit_example, map(checked_example, examples))
+        answers = judging.answers(Each(audit_example), map(checked_example, examples))
         lines = (lost_line(line.detail) if isinstance(line, Lost) else line for _, line in answers)
         yield from with_progress(lines, examples, "audit", progress)
 

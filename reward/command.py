@@ -48,7 +48,7 @@ def main_judge(arguments: list[str] | None = None) -> int:
     def answer(questions: Iterator[Question]) -> Iterator[tuple[Question, str]]:
         settings = {"databases": options.databases, "seed": options.seed}
         with Judge(workers=options.workers, cache=options.cache, **settings) as judge:
-            yield from judge.answers(judge_text, questions, _task)
+            yield from judge.answers(judge_texts, questions, _task)
 
     return run.go(checked_task, answer, lost_verdict)
 
@@ -68,10 +68,11 @@ def main_audit(arguments: list[str] | None = None) -> int:
     from reward.audit import checked_example
     from reward.audit_table import AuditTable
     from reward.judge import Judge
+    from reward.pool import Each
 
     def answer(questions: Iterator[Question]) -> Iterator[tuple[Question, str]]:
         with Judge(workers=options.workers, seed=options.seed, cache=options.cache) as judge:
-            yield from judge.answers(audit_text, questions, _task)
+            yield from judge.answers(Each(audit_text), questions, _task)
 
     if status := run.go(checked_example, answer, lost_audit):
         return status
@@ -86,9 +87,9 @@ def main_audit(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def judge_text(judge: object, question: Question) -> str:
-    """The output line of one task."""
-    return json.dumps(judge.question(question[1]))
+def judge_texts(judge: object, questions: list[Question]) -> list[str]:
+    """The output lines of tasks."""
+    return [json.dumps(line) for line in judge.questions([task for _, task in questions])]
 
 
 def audit_text(judge: object, question: Question) -> str:

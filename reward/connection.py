@@ -20,11 +20,8 @@ _FUNCTIONS = frozenset(
     " substr substring sum tan tanh time timediff total trim trunc typeof unhex unicode unixepoch unlikely"
     " upper zeroblob".split()
 )
-# Reported and not run: their value is another one next time.
-_VOLATILE = frozenset(
-    "random randomblob current_date current_time current_timestamp last_insert_rowid changes total_changes"
-    " sqlite_version sqlite_source_id".split()
-)
+# Reported and not run: their value is another one next time. What tells of the connection or of SQLite is refused.
+_VOLATILE = frozenset(("random", "randomblob", "current_date", "current_time", "current_timestamp"))
 _SCHEMA_ACTIONS = frozenset(
     (
         apsw.SQLITE_CREATE_TABLE,
@@ -89,6 +86,8 @@ class Database:
         self.description: tuple[tuple[str, str | None], ...] = ()
         self.byte_count = 0
         self.statements = 0
+        # What was allowed before, as often as the schema's columns: the list below is not gone through again.
+        self._allowed: set[tuple[int, str | None, str | None]] = set()
         if path is None:
             self.connection = apsw.Connection(":memory:", vfs="clock", statementcachesize=0)
         else:
@@ -161,13 +160,20 @@ class Database:
         return self.statements == 1 and not self.volatile
 
     def _authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
+        asked = (action, first, second)
+        if asked in self._allowed:
+            return apsw.SQLITE_OK
         if action in (apsw.SQLITE_SELECT, apsw.SQLITE_RECURSIVE):
+            self._allowed.add(asked)
             return apsw.SQLITE_OK
         if action == apsw.SQLITE_READ:
             name = (first or "").lower()
+            if name in self.tables:
+                self._allowed.add(asked)
+                return apsw.SQLITE_OK
             # A common table expression of which no column is read comes with the column "".
             unread = second == "" and name not in self.modules and not name.startswith(("sqlite_", "pragma_"))
-            if name in self.tables or unread or name in ("json_each", "json_tree"):
+            if unread or name in ("json_each", "json_tree"):
                 return apsw.SQLITE_OK
         if action == apsw.SQLITE_FUNCTION:
             name = (second or "").lower()

@@ -11,41 +11,26 @@ if __name__ == "__main__":  # before the imports below, which take a third of a 
 
     sys.exit(main_judge())
 
-import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 
 from reward.cache import SuiteCache
-from reward.compare import column_orders, compare
 from reward.connection import fingerprint
-from reward.gate import MAX_SQL_CHARACTERS, gate
-from reward.pool import Lost, Pool, answer_here
+from reward.gate import MAX_SQL_CHARACTERS
+from reward.pool import Lost, Pool, answer_here, batches
 from reward.progress import with_progress
-from reward.queries import is_volatile, quoted_value_as_string, unknown_quoted_name
-from reward.sandbox import DatabaseError, Outcome, Sandbox
+from reward.sandbox import DatabaseError, Job, Outcome, Sandbox
 from reward.suite import Member, Suite, SuiteBuilder
-from reward.trace import first_differences, result_digest
+from reward.trace import result_digest
+from reward.verdicts import Candidate, conclude, gold_line, read_candidates, requote, verdict, weigh
 
 DATABASES = ("both", "given", "generated")
 _CACHED_SUITES = 256
 _MAX_QUOTED_NAMES = 20
+_TOGETHER = 32  # questions in one message to the worker
 _REMEMBERED_MEMBERS = 4096
 _REMEMBERED_ANSWERS = 8
-
-
-@dataclass(slots=True)
-class _Candidate:
-    """One distinct candidate text on its way through the databases."""
-
-    sql: str
-    volatile: bool
-    verdict: dict | None = None
-    suspicion: dict | None = None
-    orders: set[tuple[int, ...]] | None = None
-    digests: list[bytes] = field(default_factory=list)
-    row_counts: list[int] = field(default_factory=list)
 
 
 class Judge:
@@ -135,19 +120,21 @@ class Judge:
         progress: a bar on standard error, with a total where `tasks` has a length. Raises ValueError at a malformed
         task.
         """
-        answers = self.answers(Judge.question, map(checked_task, tasks))
+        answers = self.answers(Judge.questions, map(checked_task, tasks))
         lines = (lost_line(task, line.detail) if isinstance(line, Lost) else line for task, line in answers)
         yield from with_progress(lines, tasks, "judge", progress)
 
     def answers(
         self,
-        work: Callable[["Judge", object], object],
+        work: Callable[["Judge", list], list],
         questions: Iterable,
         task: Callable[[object], dict] = lambda question: question,
     ) -> Iterator[tuple[object, object]]:
-        """(question, work(judge, question) or Lost) in order, over `workers` processes; see `reward.pool.Pool`."""
+        """(question, its answer of work(judge, several questions) or Lost) in order, over `workers` processes; see
+        `reward.pool.Pool`.
+        """
         if self.workers == 1:
-            return ((question, answer_here(work, self, question)) for question in questions)
+            return (pair for batch in batches(questions) for pair in zip(batch, answer_here(work, self, batch)))
         self._pool = self._pool or Pool(self.arguments, self.workers)
         return self._pool.answer(work, questions, task)
 
@@ -157,22 +144,46 @@ class Judge:
 
         A candidate of None is an abstention. Raises ValueError where the task is malformed.
         """
-        checked_task(task)
-        candidates = task["candidates"]
-        if task["gold"] is None:
-            gold = _gold_line(Suite("unanswerable"))
-            verdicts = [
-                _verdict("correct", "abstained", {}) if sql is None else _verdict("wrong", "unanswerable", {})
-                for sql in candidates
-            ]
-            return {"id": task["id"], "gold": gold, "verdicts": verdicts}
-        suite = self.suite(task["gold"], task.get("database"), task.get("context"))
-        if suite.status != "ok":
-            trace = {"message": suite.detail}
-            verdicts = [_verdict("gold_bad", suite.reason, trace) for _ in candidates]
-        else:
-            verdicts = self._judge(suite, candidates)
-        return {"id": task["id"], "gold": _gold_line(suite), "verdicts": verdicts}
+        return self.questions([task])[0]
+
+    def questions(self, tasks: list[dict]) -> list[dict]:
+        """The verdict lines of several tasks at once, in their order: the worker gets them in one message."""
+        lines: list[dict] = []
+        for start in range(0, len(tasks), _TOGETHER):
+            lines += self._together([checked_task(task) for task in tasks[start : start + _TOGETHER]])
+        return lines
+
+    def _together(self, tasks: list[dict]) -> list[dict]:
+        lines: list[dict] = []
+        asked: list[tuple[Suite, list[Candidate]]] = []
+        for task in tasks:
+            candidates = task["candidates"]
+            if task["gold"] is None:
+                suite = Suite("unanswerable")
+                verdicts = [
+                    verdict("correct", "abstained", {}) if sql is None else verdict("wrong", "unanswerable", {})
+                    for sql in candidates
+                ]
+            else:
+                suite = self.suite(task["gold"], task.get("database"), task.get("context"))
+                verdicts = [verdict("gold_bad", suite.reason, {"message": suite.detail}) for _ in candidates]
+            if suite.status == "ok":
+                asked.append((suite, read_candidates(candidates, self.max_sql_characters)))
+            lines.append({"id": task["id"], "gold": gold_line(suite), "verdicts": verdicts})
+        for level in range(max((len(suite.members) for suite, _ in asked), default=0)):
+            active = []
+            for suite, entries in asked:
+                distinct = list({id(entry): entry for entry in entries if entry.verdict is None}.values())
+                if distinct and level < len(suite.members):
+                    active.append((suite, suite.members[level], distinct))
+            if active:
+                self._run_level(active)
+        judged = iter(asked)
+        for line in lines:
+            if line["gold"]["status"] == "ok":
+                suite, entries = next(judged)
+                line["verdicts"] = conclude(entries, suite)
+        return lines
 
     def suite(self, gold: str, database: str | None = None, context: str | None = None) -> Suite:
         """The databases of one question with gold's answers; kept for the questions asked last, and in the cache."""
@@ -188,48 +199,49 @@ class Judge:
         self._suites.move_to_end(key)
         return self._suites[key]
 
-    def _judge(self, suite: Suite, candidates: list[str | None]) -> list[dict]:
-        distinct: dict[str, _Candidate] = {}
-        entries: list[_Candidate] = []
-        for text in candidates:
-            if text is None:
-                entries.append(_Candidate("", False, _verdict("wrong", "abstained", {})))
-                continue
-            gated = gate(text, self.max_sql_characters)
-            if gated.sql is None:
-                entries.append(_Candidate("", False, _verdict("wrong", gated.reason, {"message": gated.message})))
-                continue
-            entry = distinct.get(gated.sql)
-            if entry is None:
-                entry = distinct[gated.sql] = _Candidate(gated.sql, is_volatile(gated.sql))
-            entries.append(entry)
-        for member in suite.members:
-            active = [entry for entry in distinct.values() if entry.verdict is None]
-            if active:
-                self._weigh_all(active, member, suite)
-        for entry in distinct.values():
-            if entry.verdict is None:
-                trace = {"rows": entry.row_counts}
-                if suite.empty:
-                    entry.verdict = _verdict("unclear", "gold_empty", trace)
-                else:
-                    entry.verdict = entry.suspicion or _verdict("correct", "equal", trace)
-            entry.verdict["trace"]["result_hash"] = hashlib.sha256(b"".join(entry.digests)).hexdigest()[:16]
-        return [dict(entry.verdict, trace=dict(entry.verdict["trace"])) for entry in entries]
+    def _run_level(self, asked: list[tuple[Suite, Member, list[Candidate]]]) -> None:
+        """Runs candidates of several questions, each on one database of its suite, and takes down what they show.
 
-    def _weigh_all(self, active: list[_Candidate], member: Member, suite: Suite) -> None:
-        """Runs candidates on one database and takes down what each one shows there."""
-        gold = member.denotation
-        answers = self._known_answers(member, suite.gold_sql)
-        for entry, outcome in zip(active, self._run(member, active, frozenset(answers))):
-            if outcome.status == "same" and not entry.volatile:
-                entry.row_counts.append(gold.row_count)
+        A double-quoted name that is no column becomes a string where it is a value.
+        """
+        known = [self._known_answers(member, suite.gold_sql) for suite, member, _ in asked]
+        jobs = []
+        for (_, member, active), answers in zip(asked, known):
+            # Past gold's rows a few are enough to show and to name the difference; the worker counts on to its limit.
+            keep_rows = 2 * member.denotation.row_count + 100
+            jobs.append(Job(member.database, [entry.sql for entry in active], keep_rows, False, frozenset(answers)))
+        outcomes = self.sandbox.run_jobs(jobs)
+        again = [list(range(len(active))) for _, _, active in asked]
+        for _ in range(_MAX_QUOTED_NAMES):
+            again = [
+                [place for place in places if requote(active[place], found[place])]
+                for (_, _, active), places, found in zip(asked, again, outcomes)
+            ]
+            if not any(again):
+                break
+            changed = [
+                job._replace(statements=[active[place].sql for place in places])
+                for job, (_, _, active), places in zip(jobs, asked, again)
+            ]
+            for found, places, answered in zip(outcomes, again, self.sandbox.run_jobs(changed)):
+                for place, outcome in zip(places, answered):
+                    found[place] = outcome
+        for (suite, member, active), answers, found in zip(asked, known, outcomes):
+            for entry, outcome in zip(active, found):
+                self._take_down(entry, outcome, member, suite, answers)
+
+    def _take_down(
+        self, entry: Candidate, outcome: Outcome, member: Member, suite: Suite, answers: dict[bytes, bytes]
+    ) -> None:
+        if outcome.status == "same":
+            row_count = member.denotation.row_count
+            if not entry.volatile:
+                entry.row_counts.append(row_count)
                 entry.digests.append(answers[outcome.fingerprint])
-                continue
-            if outcome.status == "same":
-                outcome = outcome._replace(row_count=gold.row_count)
-            if _weigh(entry, outcome, member, suite.empty) and len(answers) < _REMEMBERED_ANSWERS:
-                answers[outcome.fingerprint] = entry.digests[-1]
+                return
+            outcome = outcome._replace(row_count=row_count)
+        if weigh(entry, outcome, member, suite.empty) and len(answers) < _REMEMBERED_ANSWERS:
+            answers[outcome.fingerprint] = entry.digests[-1]
 
     def _known_answers(self, member: Member, gold_sql: str) -> dict[bytes, bytes]:
         """Fingerprints of results that equal gold's answer on one database, each with its digest for the trace.
@@ -247,24 +259,6 @@ class Judge:
                 self._answers.popitem(last=False)
         self._answers.move_to_end(key)
         return answers
-
-    def _run(self, member: Member, active: list[_Candidate], answers: frozenset[bytes]) -> list[Outcome]:
-        """Runs candidates on one database; a double-quoted name that is no column becomes a string where it is a
-        value.
-        """
-        # Past gold's rows a few are enough to show and to name the difference; the worker counts on to its limit.
-        keep_rows = 2 * member.denotation.row_count + 100
-        outcomes = self.sandbox.run(member.database, [entry.sql for entry in active], keep_rows, answers=answers)
-        again = range(len(active))
-        for _ in range(_MAX_QUOTED_NAMES):
-            again = [index for index in again if _requote(active[index], outcomes[index])]
-            if not again:
-                break
-            statements = [active[index].sql for index in again]
-            answered = self.sandbox.run(member.database, statements, keep_rows, answers=answers)
-            for index, outcome in zip(again, answered):
-                outcomes[index] = outcome
-        return outcomes
 
 
 def checked_task(task: dict) -> dict:
@@ -295,83 +289,5 @@ def checked_task(task: dict) -> dict:
 def lost_line(task: dict, detail: str) -> dict:
     """The verdict line of a task that the judge itself failed at: no verdict, and never a `wrong`."""
     suite = Suite("gold_bad", "worker", detail)
-    verdicts = [_verdict("gold_bad", "worker", {"message": detail}) for _ in task["candidates"]]
-    return {"id": task["id"], "gold": _gold_line(suite), "verdicts": verdicts}
-
-
-def _requote(entry: _Candidate, outcome: Outcome) -> bool:
-    """Whether the statement failed at a double-quoted name that reads as a string, and now has it as one."""
-    name = unknown_quoted_name(outcome.message) if outcome.status == "sql_error" else None
-    changed = entry.sql if name is None else quoted_value_as_string(entry.sql, name)
-    if changed == entry.sql:
-        return False
-    entry.sql = changed
-    entry.volatile = is_volatile(changed)
-    return True
-
-
-def _weigh(entry: _Candidate, outcome: Outcome, member: Member, gold_empty: bool) -> bool:
-    """Takes down what one database says of one candidate: a verdict, a suspicion that later databases can harden, or
-    nothing. Whether its rows were compared and equal gold's.
-
-    Where gold has no rows anywhere, only what the candidate shows by itself counts.
-    """
-    gold = member.denotation
-    trace: dict = {"database": member.database.name, "gold_rows": gold.row_count, "rows": outcome.row_count}
-    if outcome.status == "lost":
-        reason = "timeout" if outcome.message.startswith("timeout") else "worker"
-        entry.verdict = _verdict("unclear", reason, {**trace, "message": outcome.message})
-        return False
-    width = len(outcome.columns)
-    if outcome.status in ("ok", "volatile") and width != gold.column_count:
-        entry.digests.append(result_digest(width, outcome.rows, outcome.row_count, gold.ordered))
-        entry.verdict = _verdict("wrong", "columns", {**trace, "gold_columns": gold.column_count, "columns": width})
-        return False
-    if outcome.status == "volatile" or (outcome.status in ("ok", "same") and entry.volatile):
-        entry.verdict = _verdict("unclear", "volatile", trace)
-        return False
-    if outcome.status != "ok":
-        entry.verdict = _verdict("wrong", outcome.status, {**trace, "message": outcome.message})
-        return False
-    entry.row_counts.append(outcome.row_count)
-    entry.digests.append(result_digest(width, outcome.rows, outcome.row_count, gold.ordered))
-    if gold_empty:
-        return False
-    whole = outcome.row_count == len(outcome.rows)
-    difference = compare(gold, width, outcome.rows) if whole else "rows"
-    if difference is None:
-        return True
-    trace |= first_differences(gold, outcome.rows, difference)
-    if member.database.tier == "near":
-        trace["difference"] = difference
-        entry.suspicion = entry.suspicion or _verdict("unclear", "near", trace)
-        return False
-    if difference == "order" and not gold.certain:
-        entry.suspicion = entry.suspicion or _verdict("unclear", "order", trace)
-        return False
-    orders = column_orders(gold, outcome.rows) if whole else set()
-    entry.orders = orders if entry.orders is None else entry.orders & orders
-    if entry.orders:
-        entry.suspicion = entry.suspicion or _verdict("unclear", "column_order", trace)
-    else:
-        entry.verdict = _verdict("wrong", difference, trace)
-    return False
-
-
-def _verdict(verdict: str, reason: str, trace: dict) -> dict:
-    return {"verdict": verdict, "reason": reason, "trace": trace}
-
-
-def _gold_line(suite: Suite) -> dict:
-    return {
-        "status": suite.status,
-        "reason": suite.reason or None,
-        "detail": suite.detail or None,
-        "kill_score": round(suite.killed / suite.mutants, 4) if suite.mutants else None,
-        "mutants": suite.mutants,
-        "killed": suite.killed,
-        "databases": [member.database.name for member in suite.members],
-        "gold_rows": [member.denotation.row_count for member in suite.members],
-        "suite_hash": suite.suite_hash or None,
-    }
-
+    verdicts = [verdict("gold_bad", "worker", {"message": detail}) for _ in task["candidates"]]
+    return {"id": task["id"], "gold": gold_line(suite), "verdicts": verdicts}

@@ -49,16 +49,50 @@ class _Entry:
         self.done = False
 
 
-def answer_here(work: Callable[[object, object], object], judge: object, question: object) -> object:
-    """`work(judge, question)`, or Lost where it raises what only this question brings about."""
+class Each(NamedTuple):
+    """The work of one question, as work of several."""
+
+    answer: Callable[[object, object], object]
+
+    def __call__(self, judge: object, questions: list) -> list:
+        return [self.answer(judge, question) for question in questions]
+
+
+def answer_here(work: Callable[[object, list], list], judge: object, questions: list) -> list:
+    """`work(judge, questions)`; where it raises, each alone, and Lost for the one that brings it about."""
     try:
-        return work(judge, question)
-    except RuntimeError as error:
-        if not isinstance(error, RecursionError):
-            raise  # the sandbox does not start: so it would for every question
-        return Lost(f"{type(error).__name__}: {error}")
+        return work(judge, questions)
     except Exception as error:  # a mistake of ours must not cost the thousands of questions after this one
-        return Lost(f"{type(error).__name__}: {error}"[:500])
+        if isinstance(error, RuntimeError) and not isinstance(error, RecursionError):
+            raise  # the sandbox does not start: so it would for every question
+        if len(questions) == 1:
+            return [Lost(f"{type(error).__name__}: {error}"[:500])]
+    return [answer for question in questions for answer in answer_here(work, judge, [question])]
+
+
+def batches(questions: Iterable) -> Iterator[list]:
+    """Lists of questions, longer while they are answered fast; what `questions` raises comes after those before it."""
+    iterator = iter(questions)
+    size = 1
+    failure = None
+    while failure is None:
+        batch: list = []
+        try:
+            batch.extend(itertools.islice(iterator, size))
+        except Exception as error:
+            failure = error
+        if batch:
+            started = time.monotonic()
+            yield batch
+            size = _next_size(size, time.monotonic() - started)
+        elif failure is None:
+            return
+    raise failure
+
+
+def _next_size(size: int, took_s: float) -> int:
+    size = min(2 * size, _LARGEST_BATCH) if took_s < _BATCH_S[0] else size
+    return max(1, size // 2) if took_s > _BATCH_S[1] else size
 
 
 class Pool:
@@ -73,11 +107,11 @@ class Pool:
             child.close()
 
     def answer(
-        self, work: Callable[[object, object], object], questions: Iterable, task: Callable[[object], dict]
+        self, work: Callable[[object, list], list], questions: Iterable, task: Callable[[object], dict]
     ) -> Iterator[tuple[object, object]]:
         """(question, its answer or Lost) in order. Questions are read only a little ahead, so memory stays flat.
 
-        `work` is a function of a module, called in a process as work(judge, question); `task` gives a question's task
+        `work` is a function of a module, called in a process as work(judge, questions), or `Each` of one; `task` gives a question's task
         or row. Questions on one database or with one gold go to the process that has had it before, unless that would
         leave another idle. Raises RuntimeError where the processes do not start.
         """
@@ -107,7 +141,7 @@ class Pool:
 class _Run:
     """The questions of one call between the thread that reads them and those that feed the processes."""
 
-    def __init__(self, work: Callable[[object, object], object], workers: int):
+    def __init__(self, work: Callable[[object, list], list], workers: int):
         self.work = work
         self.workers = workers
         self.changed = threading.Condition()
@@ -156,9 +190,7 @@ class _Run:
             while batch := self._take(child, size):
                 started = time.monotonic()
                 answers = child.ask(self.work, [entry.body for entry in batch])
-                took = time.monotonic() - started
-                size = min(2 * size, _LARGEST_BATCH) if took < _BATCH_S[0] else size
-                size = max(1, size // 2) if took > _BATCH_S[1] else size
+                size = _next_size(size, time.monotonic() - started)
                 with self.changed:
                     for entry, answer in zip(batch, answers, strict=True):
                         entry.answer, entry.done = answer, True
@@ -196,7 +228,7 @@ class _Child:
         self.process: subprocess.Popen | None = None
         self.killed = False
 
-    def ask(self, work: Callable[[object, object], object], bodies: list[bytes]) -> list[object]:
+    def ask(self, work: Callable[[object, list], list], bodies: list[bytes]) -> list[object]:
         """The answers to pickled questions, in order. Raises RuntimeError where the process does not start."""
         answers: list[object] = []
         try:
@@ -209,7 +241,7 @@ class _Child:
                     answers.append(Lost(f"its process ended twice, {error}; judge it alone to see why"))
         return answers
 
-    def _ask(self, work: Callable[[object, object], object], bodies: list[bytes], answers: list[object]) -> None:
+    def _ask(self, work: Callable[[object, list], list], bodies: list[bytes], answers: list[object]) -> None:
         if self.process is None:
             self._start()
         try:
@@ -296,11 +328,11 @@ def main() -> None:
                     work, bodies = pickle.load(source)
                 except EOFError:
                     return
-                for body in bodies:
-                    try:
-                        answer = answer_here(work, judge, pickle.loads(body))
-                    except RuntimeError as error:
-                        answer = error
+                try:
+                    answers = answer_here(work, judge, [pickle.loads(body) for body in bodies])
+                except RuntimeError as error:
+                    answers = [error]
+                for answer in answers:
                     pickle.dump(answer, sink)
                 sink.flush()
     except BrokenPipeError:

@@ -20,9 +20,11 @@ KEYWORDS = frozenset(
     " OR ORDER OUTER REGEXP RIGHT SELECT THEN UNION USING VALUES WHEN WHERE WITH".split()
 )
 _DATE_FUNCTIONS = ("DATE", "TIME", "DATETIME", "JULIANDAY", "UNIXEPOCH", "STRFTIME", "TIMEDIFF")
-_DATE_PARTS = ("date", "time", "julianday", "unixepoch")  # one of them is in the name of each
 # What could be a call of one of them, a comment before the parenthesis included.
 _DATE_CALL = re.compile(rf"(?:{'|'.join(_DATE_FUNCTIONS).lower()})[\s\ufeff]*(?:\(|/\*|--)")
+# A bare column and = or LIKE before a value; what may follow it.
+_COMPARED = re.compile(r"(?:^|[\s(,.])([A-Za-z_]\w*)(?:\s*(?:=|!=|<>)|\s+LIKE)\s*\Z", re.ASCII | re.IGNORECASE)
+_AFTER_VALUE = re.compile(r"\s*(?:\Z|\)|[A-Za-z])")
 _MISSING_COLUMN = re.compile(r'no such column: "((?:[^"]|"")*)"')
 _KINDS = (
     ("aggregate", exp.AggFunc),
@@ -138,6 +140,9 @@ def quoted_value_as_string(sql: str, name: str) -> str:
     on the left; on the right of <, <=, > or >= only a text that no column is named like ("1975-01-01"). Anywhere else
     it stays a name, which SQLite then refuses as unknown.
     """
+    plain = _plain_value_as_string(sql, name)
+    if plain is not None:
+        return plain
     tokens = tokenize(sql)
     literals = [
         token
@@ -147,6 +152,25 @@ def quoted_value_as_string(sql: str, name: str) -> str:
     return _replace_by_strings(sql, literals)
 
 
+def _plain_value_as_string(sql: str, name: str) -> str | None:
+    """The same in the commonest case, at a tenth of the cost: no quotes but double ones, no comments, and `name` only
+    after a bare column with = or LIKE. None where it is another case.
+    """
+    parts = sql.split('"')
+    code = parts[::2]
+    if len(parts) % 2 == 0 or "" in code[1:-1] or any(mark in "".join(code) for mark in ("'", "`", "[", "--", "/*")):
+        return None
+    for place in range(1, len(parts), 2):
+        if parts[place] == name:
+            column = _COMPARED.search(parts[place - 1])
+            if column is None or column.group(1).upper() in KEYWORDS or not _AFTER_VALUE.match(parts[place + 1]):
+                return None
+            parts[place] = "'" + name.replace("'", "''") + "'"
+        else:
+            parts[place] = '"' + parts[place] + '"'
+    return "".join(parts)
+
+
 def is_volatile(sql: str) -> bool:
     """Whether the text asks for the time of day: 'now' or a local time zone in a date function, or one without its
     date.
@@ -154,8 +178,10 @@ def is_volatile(sql: str) -> bool:
     `random()` and its like are reported by the worker, which sees the functions that SQLite resolved.
     """
     lowered = sql.lower()
-    if not any(part in lowered for part in _DATE_PARTS) or _DATE_CALL.search(lowered) is None:
+    if "date" not in lowered and "time" not in lowered and "julianday" not in lowered and "unixepoch" not in lowered:
         return False  # most queries need no closer look
+    if _DATE_CALL.search(lowered) is None:
+        return False
     tokens = tokenize(sql)
     texts = [token.upper for token in tokens]
     calls = [index for index, text in enumerate(texts[:-2]) if text in _DATE_FUNCTIONS and texts[index + 1] == "("]

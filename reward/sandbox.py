@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 from collections import OrderedDict
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +34,19 @@ class Database(NamedTuple):
     path: str | None = None
     ddl: tuple[str, ...] = ()
     rows: tuple[tuple[str, int, list[tuple]], ...] = ()
+
+
+class Job(NamedTuple):
+    """Statements for one database, of which each outcome keeps at most `keep_rows` rows.
+
+    `reverse`: visit unordered rows backwards. `answers`: fingerprints of results that need not be sent.
+    """
+
+    database: Database
+    statements: list[str]
+    keep_rows: int
+    reverse: bool = False
+    answers: frozenset[bytes] = frozenset()
 
 
 class Outcome(NamedTuple):
@@ -112,32 +127,31 @@ class Sandbox:
         self._open.clear()
         self._buffer.clear()
 
-    def run(
-        self,
-        database: Database,
-        statements: list[str],
-        keep_rows: int,
-        reverse: bool = False,
-        answers: frozenset[bytes] = frozenset(),
-    ) -> list[Outcome]:
+    def run(self, database: Database, statements: list[str], keep_rows: int, reverse: bool = False) -> list[Outcome]:
         """One outcome a statement, in order. Raises DatabaseError where the database itself cannot be opened.
 
-        reverse: visit unordered rows backwards. answers: fingerprints of results that need not be sent.
+        reverse: visit unordered rows backwards.
         """
-        outcomes = self._run_all(database, statements, keep_rows, reverse, answers)
+        return self.run_jobs([Job(database, statements, keep_rows, reverse)])[0]
+
+    def run_jobs(self, jobs: list[Job]) -> list[list[Outcome]]:
+        """The outcomes of each job, in order; the jobs of up to 100 databases cost one message each way."""
+        work = [(job, sql) for job in jobs for sql in job.statements]
+        outcomes = self._run_all(work)
         for index, outcome in enumerate(outcomes):
             if outcome.status == "memory" and outcome.message == OUT_OF_MEMORY:
                 # What else the worker held must not decide: once more in a new one.
                 self.close()
-                [outcomes[index]] = self._run_all(database, [statements[index]], keep_rows, reverse, answers)
-        return outcomes
+                [outcomes[index]] = self._run_all([work[index]])
+        rest = iter(outcomes)
+        return [list(islice(rest, len(job.statements))) for job in jobs]
 
     def describe(self, database: Database, sample_size: int = 0) -> tuple:
         """The DDL and tables of a database as `reward.connection.Database.describe` gives them."""
         for attempt in (1, 2):
             try:
                 self._ensure_open(database)
-                self._send(("describe", database.key, sample_size))
+                self._send(("describe", (database.key, sample_size)))
                 fine, answer = self._receive()
                 break
             except WorkerLost as error:
@@ -149,17 +163,19 @@ class Sandbox:
             raise DatabaseError(answer)
         return answer
 
-    def _run_all(
-        self, database: Database, statements: list[str], keep_rows: int, reverse: bool, answers: frozenset[bytes]
-    ) -> list[Outcome]:
+    def _run_all(self, work: list[tuple[Job, str]]) -> list[Outcome]:
         """All outcomes. A statement at which the worker was lost is run alone the second time."""
         outcomes: list[Outcome] = []
         suspect = -1
-        while (start := len(outcomes)) < len(statements):
-            end = start + 1 if suspect == start else suspect if suspect > start else len(statements)
+        while (start := len(outcomes)) < len(work):
+            end = start + 1 if suspect == start else suspect if suspect > start else len(work)
             try:
-                self._ensure_open(database)
-                self._send(("run", database.key, statements[start:end], keep_rows, reverse, answers))
+                message = []
+                for job, group in groupby(work[start:end], itemgetter(0)):
+                    self._ensure_open(job.database)
+                    statements = [sql for _, sql in group]
+                    message.append((job.database.key, statements, job.keep_rows, job.reverse, job.answers))
+                self._send(("run", message))
                 while len(outcomes) < end:
                     for answer in self._receive():
                         known = answer.__class__ is bytes
@@ -182,8 +198,8 @@ class Sandbox:
             return
         while len(self._open) >= _OPEN_DATABASES:
             key, _ = self._open.popitem(last=False)
-            self._send(("close", key))
-        self._send(("open", database.key, database.path, list(database.ddl), list(database.rows)))
+            self._send(("close", (key,)))
+        self._send(("open", (database.key, database.path, list(database.ddl), list(database.rows))))
         fine, message = self._receive()
         if not fine:
             raise DatabaseError(message)

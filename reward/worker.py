@@ -53,45 +53,51 @@ def _serve(receive, send) -> None:
     send((True, "ready"))
     databases: dict[str, Database] = {}
     while (request := receive()) is not None:
-        operation, key, *arguments = request
+        operation, arguments = request
         signal.setitimer(signal.ITIMER_PROF, limits["cpu_limit_s"])
         if operation == "run":
-            _run(databases[key], *arguments, limits["cpu_limit_s"], at_work, send)
+            _run(databases, arguments, limits["cpu_limit_s"], at_work, send)
         elif operation == "open":
             try:
                 _make_room(databases, limits)
-                databases[key] = Database(limits, *arguments)
+                key, *content = arguments
+                databases[key] = Database(limits, *content)
                 send((True, ""))
             except Exception as error:  # a schema that does not load, a file that is no database: told, not raised
                 send((False, f"{error}" or type(error).__name__))
         elif operation == "close":
-            databases.pop(key).connection.close(True)
+            databases.pop(*arguments).connection.close(True)
         elif operation == "describe":
             try:
-                send((True, databases[key].describe(*arguments)))
+                key, sample_size = arguments
+                send((True, databases[key].describe(sample_size)))
             except Exception as error:  # a damaged file shows only now
                 send((False, f"{error}" or type(error).__name__))
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _run(database, statements, keep_rows, reverse, answers, cpu_limit_s, at_work, send) -> None:
-    """Sends lists of outcomes; `at_work` holds the index of the statement that runs, for the parent of a dead worker."""
-    if reverse:
-        database.reverse(True)
+def _run(databases: dict[str, Database], jobs: list[tuple], cpu_limit_s: float, at_work: memoryview, send) -> None:
+    """Sends lists of outcomes; `at_work` holds the number of the statement that runs, for the parent of a dead worker."""
     outcomes: list[tuple | bytes] = []
     waiting_bytes = 0
-    for index, sql in enumerate(statements):
-        at_work[0] = index
-        signal.setitimer(signal.ITIMER_PROF, cpu_limit_s)
-        outcomes.append(database.run(sql, keep_rows, answers))
-        waiting_bytes += database.byte_count
-        if waiting_bytes > _MESSAGE_BYTES:
-            send(outcomes)
-            outcomes = []
-            waiting_bytes = 0
+    number = 0
+    for key, statements, keep_rows, reverse, answers in jobs:
+        database = databases[key]
+        if reverse:
+            database.reverse(True)
+        for sql in statements:
+            at_work[0] = number
+            number += 1
+            signal.setitimer(signal.ITIMER_PROF, cpu_limit_s)
+            outcomes.append(database.run(sql, keep_rows, answers))
+            waiting_bytes += database.byte_count
+            if waiting_bytes > _MESSAGE_BYTES:
+                send(outcomes)
+                outcomes = []
+                waiting_bytes = 0
+        if reverse:
+            database.reverse(False)
     at_work[0] = NOT_BEGUN
-    if reverse:
-        database.reverse(False)
     if outcomes:
         send(outcomes)
 

@@ -160,16 +160,14 @@ def test_verdicts_repeat_and_do_not_depend_on_company(judges):
 def test_identical_candidates_run_once(judges):
     runs = []
     judge = judges["generated"]
-    run = judge.sandbox.run
-    judge.sandbox.run = lambda database, statements, *rest, **named: (
-        runs.append(statements) or run(database, statements, *rest, **named)
-    )
+    run = judge.sandbox.run_jobs
+    judge.sandbox.run_jobs = lambda jobs: runs.extend(job.statements for job in jobs) or run(jobs)
     try:
         judge.question({"id": 1, "gold": GOLD, "candidates": [GOLD], "context": DDL})
         runs.clear()
         judge.question({"id": 1, "gold": GOLD, "candidates": ["SELECT 1", " SELECT 1;", "SELECT 1"], "context": DDL})
     finally:
-        judge.sandbox.run = run
+        judge.sandbox.run_jobs = run
     assert runs == [["SELECT 1"]]
 
 

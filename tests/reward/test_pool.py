@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from reward.judge import Judge
-from reward.pool import Lost, Pool, answer_here
+from reward.pool import Each, Lost, Pool, answer_here
 
 DDL = "CREATE TABLE city (name VARCHAR, people INTEGER)"
 
@@ -66,12 +66,12 @@ def questions(count, **more):
 
 
 def answers(pool, work, asked):
-    return [answer for _, answer in pool.answer(work, asked, dict)]
+    return [answer for _, answer in pool.answer(Each(work), asked, dict)]
 
 
 def test_answers_come_with_their_questions_in_order_from_both_processes(pool):
     asked = questions(300)
-    found = list(pool.answer(named, iter(asked), dict))
+    found = list(pool.answer(Each(named), iter(asked), dict))
     assert [question for question, _ in found] == asked
     assert [answer[0] for _, answer in found] == list(range(300))
     assert len({answer[1] for _, answer in found}) == 2
@@ -110,7 +110,7 @@ def test_a_process_that_dies_once_costs_nothing(pool, tmp_path):
 
 def test_a_mistake_of_ours_costs_one_question_in_here_and_over_there(pool):
     asked = questions(6)
-    here = [answer_here(raises, None, question) for question in asked]
+    here = answer_here(Each(raises), None, asked)
     assert answers(pool, raises, asked) == here
     assert here[2] == Lost("KeyError: 'mistake'") and here[3].detail.startswith("RecursionError")
     assert here[4:] == [4, 5]
@@ -149,7 +149,7 @@ def test_questions_are_read_only_a_little_ahead(pool):
             read.append(len(read))
             yield {"id": len(read)}
 
-    lines = pool.answer(named, endless(), dict)
+    lines = pool.answer(Each(named), endless(), dict)
     for _ in range(50):
         next(lines)
     lines.close()  # ends the processes that are at work on what nobody wants
@@ -188,9 +188,9 @@ def test_a_judge_keeps_its_processes_from_stream_to_stream():
 def test_processes_end_with_whoever_asks():
     script = (
         "import time\n"
-        "from reward.pool import Pool\n"
+        "from reward.pool import Each, Pool\n"
         "from tests.reward.test_pool import named\n"
-        "lines = Pool({}, 1).answer(named, ({'id': i} for i in range(10**9)), dict)\n"
+        "lines = Pool({}, 1).answer(Each(named), ({'id': i} for i in range(10**9)), dict)\n"
         "print(next(lines)[1][1], flush=True)\n"
         "time.sleep(60)\n"
     )

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from reward.connection import fingerprint
 from reward.gate import gate, gate_by_tokens
 from reward.judge import Judge
-from reward.sandbox import Database, Sandbox
+from reward.sandbox import Database, Job, Sandbox
 
 FOLDER = Path(__file__).parent
 HOSTILE = [json.loads(line) for line in (FOLDER / "hostile.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -168,7 +168,7 @@ def test_known_answers_stay_in_the_worker(table):
     database = Database("table", "table", "given", table)
     others = [query.replace("2.5", "2.5000000001"), query.replace("1,", "1.0,"), query + ", 1", query + " WHERE 0"]
     with Sandbox() as sandbox:
-        outcomes = sandbox.run(database, [query, *others], 10, answers=known)
+        outcomes = sandbox.run_jobs([Job(database, [query, *others], 10, False, known)])[0]
         assert [outcome.status for outcome in outcomes] == ["same"] + ["ok"] * 4
         assert outcomes[0].fingerprint in known and outcomes[2].rows == [("row 1", 1.0, 2.5, None, b"\x00")]
         assert fingerprint(1, []) != fingerprint(2, [])
