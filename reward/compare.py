@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 RELATIVE_TOLERANCE = 1e-9
 _EXACT_FROM = 2**53
-_MAX_PAIRS = 200_000
+_MAX_PAIRS = 200_000  # of rows that are nearly equal; thousands of those that are not quite would take minutes
 _FEWEST_ORDERS = 6
 
 
@@ -85,20 +85,28 @@ def _take_nearly_equal(missing: Counter, extra: Counter, digits: int) -> None:
     and in `digits` digits of these unless it is 0.
     """
     alike: dict[tuple, list[tuple]] = {}
-    for row in extra:
+    for row in sorted(extra, key=_numbers):
         alike.setdefault(_outline(row, digits), []).append(row)
     pairs = 0
-    for row in list(missing):
-        for other in alike.get(_outline(row, digits), ()):
+    # Both sides from the least number up, so that a row mostly meets its equal first.
+    for row in sorted(missing, key=_numbers):
+        others = alike.get(_outline(row, digits), [])
+        index = 0
+        while index < len(others) and missing[row] and pairs < _MAX_PAIRS:
             pairs += 1
-            if extra[other] and same_row(row, other):
-                taken = min(missing[row], extra[other])
-                missing[row] -= taken
-                extra[other] -= taken
-                if not missing[row]:
-                    break
-        if pairs > _MAX_PAIRS:
-            return  # thousands of rows that are all nearly but not quite equal
+            other = others[index]
+            if not same_row(row, other):
+                index += 1
+                continue
+            taken = min(missing[row], extra[other])
+            missing[row] -= taken
+            extra[other] -= taken
+            if not extra[other]:
+                others.pop(index)
+
+
+def _numbers(row: tuple) -> tuple[int | float, ...]:
+    return tuple(cell for cell in row if isinstance(cell, (int, float)))
 
 
 def _outline(row: tuple, digits: int) -> tuple:

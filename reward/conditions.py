@@ -1,13 +1,18 @@
 """What gold asks of its rows: literals by column, columns that share values, and the conditions of each SELECT."""
 
+import re
 from dataclasses import dataclass, field
 
 from sqlglot import exp
 
 from reward.names import Names, Place
+from reward.queries import parse
 from reward.schema import ColumnKey, Schema
 
 _COMPARISONS = {exp.EQ: "=", exp.NEQ: "<>", exp.GT: ">", exp.GTE: ">=", exp.LT: "<", exp.LTE: "<=", exp.Like: "like"}
+# What x is more than v where x - 1, x + 1, x * 1 or x / 1 is v.
+_SOLVED = {exp.Sub: 1, exp.Add: -1, exp.Mul: 0, exp.Div: 0}
+_CHECK = re.compile(r"\bCHECK\s*(\([^()]*(?:\([^()]*\)[^()]*)*\))", re.IGNORECASE)
 _MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "<>": "<>"}
 _NEGATED = {"=": "<>", "<>": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">", "like": "not like", "in": "not in"}
 _NEGATED |= {"between": "not between", "null": "not null"} | {"not like": "like", "not in": "in"}
@@ -24,8 +29,9 @@ class Condition:
 
 @dataclass
 class Scope:
-    """One SELECT: its tables by alias in the order of FROM, its conditions joined by AND, its equal places, its groups
-    and their wanted sizes, and the number of rows after which LIMIT cuts (0: nowhere).
+    """One SELECT: its tables by alias in the order of FROM, its conditions joined by AND, its equal places, what it
+    shows, its groups, the sizes (`counts`) and other aggregates (`totals`: column, number) that HAVING compares, and
+    the number of rows after which LIMIT cuts (0: nowhere).
 
     `choices`: for each OR the conditions of its first branch, which stand in `conditions`, and of the other one.
     `links`: (place, index of a scope, wanted): the place's value must be, or not be, among those of a subquery.
@@ -40,8 +46,10 @@ class Scope:
     links: list[tuple[Place, int, bool]] = field(default_factory=list)
     output: Place | None = None
     twin: tuple[int, list[tuple[Place, Place]]] | None = None
+    shown: list[Place] = field(default_factory=list)
     groups: list[Place] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
+    totals: list[tuple[Place, int | float]] = field(default_factory=list)
     cut: int = 0
 
 
@@ -126,13 +134,20 @@ class _Reader(Names):
         if scope.groups:
             self.read_dependencies(select, scope)
         if select.args.get("having"):
-            for part in _conjuncts(select.args["having"].this):
+            for part in select.args["having"].find_all(*_COMPARISONS):
                 value = literal_value(part.args.get("expression"))
                 if isinstance(part.this, exp.Count) and isinstance(value, int):
                     scope.counts.append(value)
                 elif isinstance(value, (int, float)) and part.this is not None:
                     for column in part.this.find_all(exp.Column):
                         self.remember(self.key(column), [value])
+                        if (found := self.place(column)) and found[0] is select:
+                            scope.totals.append((found[1], value))
+        scope.shown += [
+            found[1]
+            for item in select.expressions
+            if (found := self.place(item.unalias())) and found[0] is select and found[1] not in scope.shown
+        ]
         for clause in ("limit", "offset"):
             value = literal_value(select.args[clause].expression) if select.args.get(clause) else None
             scope.cut += value if isinstance(value, int) and value > 0 else 0
@@ -140,6 +155,13 @@ class _Reader(Names):
             key = self.key(function.this)
             if key:
                 self.reading.numeric.add(key)
+        for term in select.find_all(exp.Add, exp.Sub, exp.Mul, exp.Div):
+            # Small numbers, so that sums and differences meet what they are compared with.
+            for side in (term.this, term.expression):
+                self.remember(self.key(side), [1, 2])
+            if isinstance(term.parent, exp.EQ):
+                other = term.parent.this if term.parent.expression is term else term.parent.expression
+                self.remember(self.key(other) if isinstance(other, exp.Column) else None, [2, 3])
         return scope
 
     def read_dependencies(self, select: exp.Select, scope: Scope) -> None:
@@ -155,7 +177,9 @@ class _Reader(Names):
                 if alias == found[1][0]:
                     key = (found[2], column)
                     self.reading.determining.setdefault(key, set()).add(found[1][1])
-                    if len(scope.tables) > 1:
+                    partners = {p for pair in scope.equal if (alias, column) in pair for p in pair if p[0] != alias}
+                    refers = any(self.schema.tables[scope.tables[other]].is_key(name) for other, name in partners)
+                    if len(scope.tables) > 1 and not refers:
                         self.reading.keys.add(key)
 
     def remember(self, key: ColumnKey | None, values: list) -> None:
@@ -206,6 +230,12 @@ class _Reader(Names):
             return None
         for inner in [column] if isinstance(column, exp.Column) else column.find_all(exp.Column):
             self.remember(self.key(inner), values)
+        if type(column) in _SOLVED and not isinstance(values[0], str):
+            # One side set to 1 settles the other.
+            second = self.place(column.expression)
+            if second and second[0] is select:
+                scope.conditions.append(Condition(second[1], "=", [1]))
+                column, values = column.this, [value + _SOLVED[type(column)] for value in values]
         found = self.place(column)
         if found and found[0] is select:
             scope.conditions.append(Condition(found[1], _NEGATED[operator] if negated else operator, values))
@@ -233,6 +263,21 @@ class _Reader(Names):
         mine, other = self.place(left), self.place(right)
         if mine and other and operator == "=" and not negated and mine[0] is other[0] is select:
             scope.equal.append((mine[1], other[1]))
+
+
+def read_checks(schema: Schema) -> dict[ColumnKey, list[Condition]]:
+    """The conditions of CHECK clauses that compare one column with literals; rows that break them cannot be stored."""
+    found: dict[ColumnKey, list[Condition]] = {}
+    for statement, (name, table) in zip(schema.ddl, schema.tables.items()):
+        for text in _CHECK.findall(statement):
+            tree = parse(f"SELECT * FROM t WHERE {text}")
+            for part in _conjuncts(tree.args["where"].this) if tree is not None else ():
+                operator = "in" if isinstance(part, exp.In) else _COMPARISONS.get(type(part))
+                values = [literal_value(node) for node in part.expressions or [part.args.get("expression")]]
+                column = part.this.name.lower() if isinstance(part.this, exp.Column) else ""
+                if operator and None not in values and column in table.columns:
+                    found.setdefault((name, column), []).append(Condition((name, column), operator, values))
+    return found
 
 
 def _conjuncts(predicate: exp.Expression) -> list[exp.Expression]:

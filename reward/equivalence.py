@@ -1,7 +1,7 @@
 """The prover: whether two queries have the same answer on every database that keeps the schema's declared constraints.
 
-Both queries are brought into a normal form by the rules below; equal normal forms prove equal answers, different ones
-prove nothing. Declared constraints are NOT NULL, PRIMARY KEY (never NULL, as in the SQL standard) and UNIQUE; foreign
+Both queries are brought into a normal form by the rules below; equal forms prove equal answers, different ones prove
+nothing. Declared constraints are NOT NULL, PRIMARY KEY (never NULL, as in the SQL standard) and UNIQUE; foreign
 keys prove nothing here, because SQLite does not enforce them. The rules, for each SELECT:
 
 - conditions: NOT moved inwards, AND and OR without order and repetition, sides of = and <> without order, > as <;
@@ -12,12 +12,13 @@ keys prove nothing here, because SQLite does not enforce them. The rules, for ea
   aggregates of its columns, in one group;
 - DISTINCT is idle where the shown columns determine the rows by declared keys, constants and equalities, where all
   keys of GROUP BY are shown, with one row at most, and where duplicates do not count: in IN, EXISTS and below a set
-  operation that removes them; it is idle before LIMIT 1 if only shown columns sort;
+  operation that removes them; it is idle before LIMIT 1, and where SQLite takes one value
+  of a subquery, if only shown columns sort;
 - UNION ALL is UNION where duplicates do not count;
 - a key of GROUP BY that the others determine goes; all of it where every group is one row and nothing is aggregated;
 - COUNT(column) is COUNT(*) where the column is never NULL, COUNT(DISTINCT column) is COUNT(column) where it determines
   the row within its group; DISTINCT in MIN and MAX goes; MAX is MIN where the group determines the column;
-- `COUNT(*) > 0`, `>= 1`, `<> 0` hold in every group;
+- `COUNT(*) > 0`, `>= 1` (or less) and `<> 0` hold in every group;
 - a key of ORDER BY goes where constants and the keys before it determine it; all of it with one row at most and in
   subqueries of IN, EXISTS and FROM without LIMIT;
 - LIMIT goes with one row at most, in EXISTS, and in a subquery of which SQLite takes one value.
@@ -26,8 +27,10 @@ A SELECT with NATURAL, USING, RIGHT or FULL joins or window functions is left as
 has no equal columns.
 """
 
+from collections.abc import Callable
+
 from sqlglot import exp
-from sqlglot.errors import ErrorLevel, SqlglotError
+from sqlglot.errors import ErrorLevel
 
 from reward.conditions import literal_value
 from reward.names import Names, Place
@@ -38,30 +41,48 @@ from reward.schema import Schema
 _AGGREGATES = (exp.Count, exp.Sum, exp.Avg, exp.Min, exp.Max)
 
 
-def provably_equal(first: str, second: str, schema: Schema) -> bool:
-    """Whether the rules of this module prove that two queries have the same answer on every database."""
-    left = normal_form(first, schema)
-    return left is not None and left == normal_form(second, schema)
+def provably_equal(gold: str, others: list[str], schema: Schema) -> list[bool]:
+    """For each of other queries whether the rules of this module prove that it answers as gold does on every database.
 
-
-def normal_form(sql: str, schema: Schema) -> str | None:
-    """The text of a query in normal form; None where sqlglot cannot read it."""
-    tree = parse(sql)
+    Where gold's form has no ORDER BY, an ORDER BY of the other one's whole answer does not count either.
+    """
+    tree = _normal_form(gold, schema)
     if tree is None:
-        return None
+        return [False] * len(others)
+    text, ordered = _text(tree), tree.args.get("order") is not None
+    found = []
+    for other in others:
+        form = _normal_form(other, schema)
+        if form is not None and not ordered:
+            form.set("order", None)
+        found.append(form is not None and _text(form) == text)
+    return found
+
+
+def _normal_form(sql: str, schema: Schema) -> exp.Expression | None:
+    """The tree of a query in normal form; None where sqlglot cannot read it or it is nested too deeply."""
+    tree = parse(sql)
     try:
-        # Columns find their tables by the tree as written: all are asked before anything is moved.
-        names, columns = Names(schema), list(tree.find_all(exp.Column))
-        places = {id(column): names.place(column) for column in columns}
-        _fold_names(tree)
-        for operation in tree.find_all(exp.SetOperation):
-            if _duplicates_ignored(operation):
-                operation.set("distinct", True)
-        for select in reversed(list(tree.find_all(exp.Select))):
-            _Normaliser(select, names, places).normalise()
-        return tree.sql(dialect="sqlite", comments=False, unsupported_level=ErrorLevel.IGNORE)
-    except (SqlglotError, RecursionError, ValueError):
+        return _normalised(tree, schema) if tree is not None else None
+    except RecursionError:
         return None
+
+
+def _normalised(tree: exp.Expression, schema: Schema) -> exp.Expression:
+    # Columns find their tables by the tree as written: all are asked before anything is moved.
+    names, columns = Names(schema), list(tree.find_all(exp.Column))
+    places = {id(column): names.place(column) for column in columns}
+    _fold_names(tree)
+    for operation in tree.find_all(exp.SetOperation):
+        if _duplicates_ignored(operation):
+            operation.set("distinct", True)
+    for select in reversed(list(tree.find_all(exp.Select))):
+        _Normaliser(select, names, places).normalise()
+    return tree
+
+
+def _text(tree: exp.Expression) -> str:
+    return tree.sql(dialect="sqlite", comments=False, unsupported_level=ErrorLevel.IGNORE)
 
 
 class _Normaliser:
@@ -150,7 +171,7 @@ class _Normaliser:
     def left_is_idle(self, index: int, join: exp.Join) -> bool:
         alias = join.this.alias_or_name.lower()
         later = [other.args["on"] for other in self.joins[index + 1 :] if not other.side and other.args.get("on")]
-        if any(self.fails_for_null(part, alias) for part in [*self.conjuncts, *later]):
+        if any(self.fails_for_null(part, lambda node: self.of_table(node, alias)) for part in [*self.conjuncts, *later]):
             return True
         items = [item.unalias() for item in self.select.expressions]
         one_group = not any(self.select.args.get(key) for key in ("group", "having", "order"))
@@ -163,21 +184,22 @@ class _Normaliser:
         place = self.place(node)
         return place is not None and place[0] == alias
 
-    def fails_for_null(self, part: exp.Expression, alias: str) -> bool:
-        """Whether a condition is never true for a row in which all columns of the alias are NULL."""
+    def fails_for_null(self, part: exp.Expression, is_null: Callable[[exp.Expression], bool]) -> bool:
+        """Whether a condition is never true for a row in which the columns that `is_null` names are NULL."""
         part = part.unnest()
         if isinstance(part, (exp.And, exp.Or)):
-            sides = [self.fails_for_null(side, alias) for side in (part.left, part.right)]
+            sides = [self.fails_for_null(side, is_null) for side in (part.left, part.right)]
             return all(sides) if isinstance(part, exp.Or) else any(sides)
         if isinstance(part, exp.Not):
             inner = part.this.unnest()
             if isinstance(inner, exp.Is):
-                return isinstance(inner.expression, exp.Null) and self.of_table(inner.this, alias)
+                return isinstance(inner.expression, exp.Null) and is_null(inner.this)
+            # NULL NOT IN (no rows) is true.
             unsafe = isinstance(inner, exp.In) and not inner.expressions
-            return not unsafe and isinstance(inner, (exp.In, exp.Like, exp.Between)) and self.of_table(inner.this, alias)
+            return not unsafe and isinstance(inner, (exp.In, exp.Like, exp.Between)) and is_null(inner.this)
         if isinstance(part, (*COMPARISONS, exp.Like)):
-            return self.of_table(part.this, alias) or self.of_table(part.expression, alias)
-        return isinstance(part, (exp.In, exp.Between)) and self.of_table(part.this, alias)
+            return is_null(part.this) or is_null(part.expression)
+        return isinstance(part, (exp.In, exp.Between)) and is_null(part.this)
 
     def find_equalities(self) -> None:
         """Columns that must be equal become one, and the equality itself stands once, in one way."""
@@ -250,8 +272,7 @@ class _Normaliser:
         column = self.schema.tables[self.tables[place[0]]].columns[place[1]]
         if (column.required and place[0] not in outer) or any(place in pair for pair in self.equal):
             return True
-        tests = [part for part in self.conjuncts if isinstance(part, (*COMPARISONS, exp.Like, exp.Between))]
-        return any(place in (self.place(part.this), self.place(part.args.get("expression"))) for part in tests)
+        return any(self.fails_for_null(part, lambda node: self.place(node) == place) for part in self.conjuncts)
 
     def shown(self) -> set[Place]:
         places = {self.place(item.unalias()) for item in self.select.expressions} - {None}
@@ -325,7 +346,8 @@ class _Normaliser:
             idle = idle or all(key.sql() in texts or self.place(key) in determined for key in self.keys())
         else:
             idle = idle or self.rows_determined(self.shown())
-        if limit and limit.expression.name == "1" and not self.select.args.get("offset"):
+        first_only = limit and limit.expression.name == "1" or not limit and _user(self.select)[1] == "value"
+        if first_only and not self.select.args.get("offset"):
             idle = idle or all(term.this.sql() in texts for term in (order.expressions if order else ()))
         if idle:
             self.select.set("distinct", None)

@@ -12,6 +12,7 @@ from reward.conditions import literal_value
 from reward.names import Names
 from reward.queries import parse
 from reward.schema import Schema
+from reward.values import DATE, near_misses
 
 KINDS = (
     "comparison",  # > to >= or <
@@ -168,7 +169,10 @@ def _literals(node: exp.Expression, names: Names) -> Iterator[_Edit]:
             if pattern.count("%") < value.count("%"):
                 yield _instead("like_pattern", node, exp.Literal.string(pattern))
     elif isinstance(value, str):
-        others = (str(int(value) + 1), str(int(value) - 1)) if value.isdecimal() else (value[:-1], value.swapcase())
+        if value.isdecimal() or DATE.fullmatch(value):
+            others = near_misses(value, near=False)[:2]
+        else:
+            others = [value[:-1], value.swapcase()]
         for other in others:
             yield _instead("text", node, exp.Literal.string(other))
     else:

@@ -56,14 +56,15 @@ def joined(kind: type, parts: list[exp.Expression]) -> exp.Expression:
 
 
 def holds_in_every_group(part: exp.Expression) -> bool:
-    """0 < COUNT(*), 1 <= COUNT(*) or COUNT(*) <> 0: the forms of all that says that a group has a row."""
+    """0 < COUNT(*), 1 <= COUNT(*) or less, or COUNT(*) <> 0: the forms of all that says that a group has a row."""
     sides = part.this, part.args.get("expression")
     for value, count in (sides, sides[::-1]):
         if isinstance(count, exp.Count) and isinstance(count.this, exp.Star):
             if isinstance(part, exp.NEQ):
                 return literal_value(value) == 0
-            least = {exp.LT: 0, exp.LTE: 1}.get(type(part)) if count is sides[1] else None
-            return least is not None and literal_value(value) == least
+            bound = literal_value(value)
+            below = count is sides[1] and isinstance(bound, int)
+            return below and (isinstance(part, exp.LT) and bound <= 0 or isinstance(part, exp.LTE) and bound <= 1)
     return False
 
 

@@ -6,7 +6,7 @@ from reward.compare import Denotation, compare
 from reward.conditions import read_conditions
 from reward.databases import make_database
 from reward.denote import Member, denote, is_stable
-from reward.equivalence import normal_form
+from reward.equivalence import provably_equal
 from reward.mutants import Mutant, make_mutants
 from reward.queries import parse
 from reward.sandbox import DatabaseError, Outcome, Sandbox
@@ -15,6 +15,8 @@ from reward.ties import Ordering
 
 # More rows of a generated database than these are no use to anyone; a mutant that has more is told apart by the count.
 _KEEP_ROWS = 3000
+# The variants of near databases in the order in which they are tried.
+_NEAR_VARIANTS = ("plain", "plain", "starved", "plain", "flat", "plain", "starved", "plain", "starved", "plain")
 _LEAST_ATTEMPTS = 2  # for each database of a tier that is wanted
 _EASY_AFTER = 2  # databases of a tier that all tell a mutant apart: it is not run on the others of that tier
 # How good a generated database is for a gold, best first; an unstable one is never used.
@@ -98,7 +100,9 @@ class Selection:
         unique_labels = number % 2 == 1 if self.labels_grouped else number <= (attempts + 1) // 2
         indices = sorted(self.live - self.equal - self.easy[tier])
         try:
-            database = make_database(self.schema, self.reading, tier, f"{self.seed}/{tier}-{number}", unique_labels)
+            seed = f"{self.seed}/{tier}-{number}"
+            variant = _NEAR_VARIANTS[(number - 1) % len(_NEAR_VARIANTS)] if tier == "near" else "plain"
+            database = make_database(self.schema, self.reading, tier, seed, unique_labels, variant)
             statements = [self.mutants[index].sql for index in indices]
             denotation, outcomes = denote(self.sandbox, database, self.sql, self.ordering, statements, _KEEP_ROWS)
         except DatabaseError:
@@ -128,9 +132,10 @@ class Selection:
         return self.live - self.equal - told_apart
 
     def _prove(self, survivors: set[int]) -> None:
-        gold = normal_form(self.sql, self.schema) if survivors else None
-        if gold is not None:
-            self.equal |= {i for i in survivors if normal_form(self.mutants[i].sql, self.schema) == gold}
+        indices = sorted(survivors)
+        if indices:
+            proofs = provably_equal(self.sql, [self.mutants[index].sql for index in indices], self.schema)
+            self.equal |= {index for index, proven in zip(indices, proofs) if proven}
 
     def _best(self, tier: str, count: int, attempts: int) -> list[Member]:
         """The next best is the one that tells most mutants apart which no chosen one does; in tidy a good rank comes

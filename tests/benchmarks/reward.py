@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # This file bears the name of the package that it measures, so its folder must not come first.
 sys.path[0] = str(ROOT)
+sys.path.append(str(Path(__file__).parent))  # for what sections share
 
 SECTIONS = ("speed", "mutants", "rewrites", "fuzz", "scale")
 

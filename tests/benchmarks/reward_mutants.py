@@ -19,7 +19,7 @@ from tqdm import tqdm
 from reward.compare import compare
 from reward.databases import make_database
 from reward.denote import Member, denote, is_stable
-from reward.equivalence import normal_form
+from reward.equivalence import provably_equal
 from reward.judge import Judge
 from reward.queries import query_kinds
 from reward.sandbox import Database, DatabaseError, Outcome
@@ -117,8 +117,8 @@ def _weigh(judge: Judge, question: dict, tally: Tally) -> None:
     left, ran, told = set(range(len(mutants))), set(), set()
     for member in suite.members:
         told |= _run(judge, member, mutants, left - told, ran)
-    form = normal_form(suite.gold_sql, selection.schema)
-    equal = {i for i in left if form is not None and normal_form(mutants[i].sql, selection.schema) == form}
+    proofs = provably_equal(suite.gold_sql, [mutant.sql for mutant in mutants], selection.schema)
+    equal = {index for index, proven in enumerate(proofs) if proven}
     tally.refuted += [(suite.gold_sql, mutants[i].sql) for i in sorted(equal & told)]
     others = set()
     for number in range(OTHER_DATABASES) if left & ran - told else ():
