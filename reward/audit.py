@@ -17,6 +17,9 @@ from reward.judge import Judge
 from reward.pool import Each, Lost
 from reward.progress import with_progress
 from reward.queries import parse, query_kinds
+from reward.suite import Suite
+
+EMPTY_ON_ITS_OWN = "gold has no rows on its own database, only on generated ones"
 
 
 def audit(
@@ -28,7 +31,8 @@ def audit(
     An example has `gold` (or `answer`; null: unanswerable) and `database` (a file) or `context` (CREATE TABLE text).
     `status` is ok, gold_bad or unanswerable; `reason` of gold_bad: parse, schema, not_select, sql_error, empty,
     unstable, timeout, memory, rows_limit, undiscriminated, worker. `gold_sql` is gold with its double-quoted literals
-    in single quotes, null unless ok. With a database file, gold must have rows there; else on a generated database.
+    in single quotes, null unless ok. Gold must have rows on one of its databases; has it none on its own file, only on
+    generated ones, it is ok with a `detail` that says so.
     `judge`: further arguments of `Judge`; without mutants (`mutants=0`) it is several times faster and nothing is
     undiscriminated. Raises ValueError at a malformed example.
     """
@@ -49,16 +53,22 @@ def audit_example(judge: Judge, example: dict) -> dict:
     suite = judge.suite(gold, database, context)
     score = {"mutants": suite.mutants, "killed": suite.killed}
     if suite.status != "ok":
-        return _line("gold_bad", suite.reason, suite.detail, **score)
+        return _line("gold_bad", suite.reason, _detail(suite), **score)
     if suite.empty:
         where = "on its database" if [m.database.tier for m in suite.members] == ["given"] else "on any database made"
         return _line("gold_bad", "empty", f"gold has no rows {where}", **score)
-    given = next((member for member in suite.members if member.database.tier == "given"), None)
-    if given is not None and given.denotation.row_count == 0:
-        return _line("gold_bad", "empty", "gold has no rows on its own database, only on generated ones", **score)
     if parse(suite.gold_sql) is None:
         return _line("gold_bad", "parse", "SQLite runs it, but sqlglot cannot parse it", **score)
-    return _line("ok", None, None, suite.gold_sql, query_kinds(suite.gold_sql), **score)
+    given_empty = any(m.database.tier == "given" and m.denotation.row_count == 0 for m in suite.members)
+    detail = EMPTY_ON_ITS_OWN if given_empty else None
+    return _line("ok", None, detail, suite.gold_sql, query_kinds(suite.gold_sql), **score)
+
+
+def _detail(suite: Suite) -> str:
+    """What was found, with one mistake that goes unnoticed where that is what is wrong."""
+    if suite.reason == "undiscriminated" and suite.survivors:
+        return f"{suite.detail}; the same everywhere: {suite.survivors[0].sql}"[:500]
+    return suite.detail
 
 
 def checked_example(example: dict) -> dict:

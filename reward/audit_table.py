@@ -33,12 +33,15 @@ class AuditTable:
         self.audited = audited
         self.statuses: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
+        self.remarks: dict[str, list[int]] = {}
         self._offsets: dict[str, array] = {}
         offset = 0
         with audited.open("rb") as file:
             for text in file:
                 line = json.loads(text)
                 self.statuses[line["status"]] += 1
+                if line["status"] == "ok" and line.get("detail"):
+                    self.remarks.setdefault(line["detail"], []).append(line["line"])
                 if line["status"] == "gold_bad":
                     self._offsets.setdefault(line["reason"], array("q")).append(offset)
                     self.examples.setdefault(line["reason"], _named(line))
@@ -53,8 +56,10 @@ class AuditTable:
             if self.statuses[status]
         ]
         rows = [f"{total:,} rows: {', '.join(shares)}" if total else "0 rows"]
+        for remark, lines in self.remarks.items():
+            rows.append(f"{len(lines):,} of the ok rows, for example line {lines[0]}: {remark}")
         if not self._offsets:
-            return rows[0]
+            return "\n".join(rows)
         head = ("reason", "rows", "share", "for example", "what to do")
         body = [
             (reason, f"{len(offsets):,}", f"{len(offsets) / total:.2%}", self.examples[reason], _what_to_do(reason))
@@ -62,12 +67,13 @@ class AuditTable:
         ]
         widths = [max(len(row[index]) for row in (head, *body)) for index in range(4)]
         indent = sum(widths) + 2 * len(widths)
+        rows.append("")
         for row in (head, *body):
             cells = [row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2].rjust(widths[2]), row[3].ljust(widths[3])]
             advice = textwrap.wrap(row[4], max(24, width - indent))
             rows.append("  ".join([*cells, advice[0]]))
             rows += [" " * indent + rest for rest in advice[1:]]
-        return "\n".join([rows[0], "", *rows[1:]])
+        return "\n".join(rows)
 
     def write_csv(self, target: Path) -> int:
         """Writes every line that is gold_bad, sorted by reason and the commonest first; how many there are."""

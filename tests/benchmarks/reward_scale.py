@@ -171,8 +171,3 @@ def _share_bad(output: Path) -> float:
 
 def _line(measure: str, value: float, target: str, n: int, holds: bool | None = None) -> dict:
     return {"measure": measure, "value": round(value, 4), "target": target, "n": n, "holds": holds}
-
-
-if __name__ == "__main__":
-    for figure in measure(PROJECT.parent / "shared", "--quick" in sys.argv):
-        print(json.dumps(figure))

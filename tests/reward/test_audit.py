@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from reward.audit import audit, audit_example
+from reward.audit import EMPTY_ON_ITS_OWN, audit, audit_example
 from reward.audit_table import WHAT_TO_DO, AuditTable
 from reward.judge import Judge
 
@@ -69,7 +69,8 @@ def test_gold_that_its_databases_hardly_tell_from_its_mutants():
     with Judge(min_kill_score=1.0, tidy=1, near=0, attempts=1) as judge:
         line = audit_example(judge, {"context": DDL, "gold": "SELECT a FROM t WHERE a > 3 OR a > 3 OR a > 2"})
     assert (line["status"], line["reason"]) == ("gold_bad", "undiscriminated")
-    assert 0 < line["killed"] < line["mutants"] and line["kill_score"] < 1 and "mutants told apart" in line["detail"]
+    assert 0 < line["killed"] < line["mutants"] and line["kill_score"] < 1
+    assert "mutants told apart" in line["detail"] and "the same everywhere: SELECT" in line["detail"]
 
 
 def test_schema_and_missing_gold():
@@ -80,11 +81,13 @@ def test_schema_and_missing_gold():
 
 
 def test_gold_that_is_empty_on_its_own_database(shop):
+    # Right or not: databases that have rows for it can tell. Judged on its file alone, nothing can.
     empty = {"database": shop, "gold": "SELECT name FROM shop WHERE city = 'Rome'"}
-    assert first(empty)["reason"] == "empty" and "only on generated ones" in first(empty)["detail"]
+    assert (first(empty)["status"], first(empty)["detail"]) == ("ok", EMPTY_ON_ITS_OWN)
     [line] = audit([empty], progress=False, databases="given", mutants=0)
-    assert line["reason"] == "empty" and "on its database" in line["detail"]
-    assert first({"database": shop, "gold": "SELECT name FROM shop WHERE city = 'Oslo'"})["status"] == "ok"
+    assert (line["status"], line["reason"]) == ("gold_bad", "empty") and "on its database" in line["detail"]
+    line = first({"database": shop, "gold": "SELECT name FROM shop WHERE city = 'Oslo'"})
+    assert (line["status"], line["detail"]) == ("ok", None)
 
 
 @pytest.mark.parametrize(
@@ -162,10 +165,11 @@ def test_every_reason_has_something_to_do():
 def test_a_table_of_nothing_bad(tmp_path):
     (tmp_path / "none.jsonl").write_text("")
     assert AuditTable(tmp_path / "none.jsonl").text() == "0 rows"
-    line = {"line": 1, "status": "ok", "reason": None}
-    (tmp_path / "fine.jsonl").write_text(json.dumps(line) + "\n")
+    lines = [{"line": 1, "status": "ok", "detail": None}, {"line": 2, "status": "ok", "detail": "look here"}]
+    (tmp_path / "fine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     table = AuditTable(tmp_path / "fine.jsonl")
-    assert table.text() == "1 rows: 1 ok (100.00%)" and table.write_csv(tmp_path / "bad.csv") == 0
+    assert table.text() == "2 rows: 2 ok (100.00%)\n1 of the ok rows, for example line 2: look here"
+    assert table.write_csv(tmp_path / "bad.csv") == 0
 
 
 def test_real_rows(shared):
