@@ -17,6 +17,10 @@ from reward.queries import parse
 @lru_cache(maxsize=64)
 def open_choices(sql: str) -> tuple[str, ...]:
     """Two variants of the query, or none where it leaves no such choice or sqlglot cannot read it."""
+    words = sql.upper()
+    grouped = any(word in words for word in ("GROUP", "HAVING", "DISTINCT")) or words.count("SELECT") > 1
+    if not grouped and ("(" not in words or "," not in words.partition("FROM")[0]):
+        return ()  # one SELECT without groups, and no column beside an aggregate: most golds
     tree = parse(sql)
     if tree is None:
         return ()
