@@ -24,7 +24,9 @@ class Pools:
         self.checks = read_checks(schema)
         self.parents = self._foreign_keys()
         self._root: dict[ColumnKey, ColumnKey] = {}
-        self._pools = self._make_pools()
+        self._members = self._tie_columns()
+        self._pools: dict[ColumnKey, list] = {}
+        self._asked = {table for scope in reading.scopes for table in scope.tables.values()}
         self._used: dict[ColumnKey, set] = {}
 
     def is_key(self, key: ColumnKey) -> bool:
@@ -41,9 +43,12 @@ class Pools:
     def pick(self, key: ColumnKey) -> object:
         """A value of the column's pool; numbers sometimes outside it, so that sums and orders have few ties."""
         root = self._find(key)
-        pool = self._pools[root]
-        if root == key and not self.flat and key not in self.checks and self._is_measure(key) and self.rng.random() < 0.4:
-            return random_value(self.schema.column(key), key in self.reading.numeric, self.rng)
+        if root == key and not self.flat and key not in self.checks:
+            alone = key[0] not in self._asked and len(self._members[root]) == 1 and not self.schema.column(key).samples
+            # Of tables that gold does not name, columns that nothing refers to need no pool.
+            if alone or (self._is_measure(key) and self.rng.random() < 0.4):
+                return random_value(self.schema.column(key), key in self.reading.numeric, self.rng)
+        pool = self._pool(root)
         return pool[min(int(self.rng.random() ** 1.3 * len(pool)), len(pool) - 1)]
 
     def choose(self, key: ColumnKey, wanted: Wanted, keyed: bool = False) -> object:
@@ -51,7 +56,7 @@ class Pools:
 
         keyed: one that no witness took before where there is one, because two rows with the same key cannot both stay.
         """
-        options = list(self._pools[self._find(key)])
+        options = list(self._pool(self._find(key)))
         wanted = wanted + [(check, True) for check in self.checks.get(key, ())]
         for condition, _ in wanted:
             options += candidates_for(condition)
@@ -71,7 +76,7 @@ class Pools:
     def unused(self, key: ColumnKey, outside: bool = False) -> object:
         """A value that no witness took before; `outside`: nor any row ever takes from the pool."""
         used = self._used.setdefault(self._find(key), set())
-        pool = self._pools[self._find(key)]
+        pool = self._pool(self._find(key))
         value = None if outside else next((value for value in pool if value not in used), None)
         if value is None:
             value = fresh_value(used | set(pool), self.rng.choice(pool), self.rng)
@@ -90,8 +95,8 @@ class Pools:
                     parents.setdefault(child, parent)
         return parents
 
-    def _make_pools(self) -> dict[ColumnKey, list]:
-        """One pool of values for all columns that gold or a foreign key ties together."""
+    def _tie_columns(self) -> dict[ColumnKey, list[ColumnKey]]:
+        """The columns that share a pool, under one that stands for them."""
         for name, table in self.schema.tables.items():
             for column in table.columns:
                 self._root[(name, column)] = (name, column)
@@ -102,7 +107,12 @@ class Pools:
         members: dict[ColumnKey, list[ColumnKey]] = {}
         for key in self._root:
             members.setdefault(self._find(key), []).append(key)
-        return {root: self._make_pool(keys) for root, keys in members.items()}
+        return members
+
+    def _pool(self, root: ColumnKey) -> list:
+        if root not in self._pools:
+            self._pools[root] = self._make_pool(self._members[root])
+        return self._pools[root]
 
     def _make_pool(self, keys: list[ColumnKey]) -> list:
         pool: list = []

@@ -52,9 +52,9 @@ def random_value(column: Column, numeric: bool, rng: random.Random) -> object:
     if dated and not numeric:
         return f"{rng.randint(1995, 2021)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
     if affinity == "real" or (affinity == "numeric" and not numeric):
-        return rng.randint(1, 2000) / 10
+        return (1 + int(rng.random() * 2000)) / 10  # faster than randint, which counts here
     if affinity == "integer" or numeric:
-        return rng.randint(1, 100)
+        return 1 + int(rng.random() * 100)
     if rng.random() < 0.5:
         return rng.choice(_WORDS)
     return f"{rng.choice(_WORDS)} {rng.choice(_WORDS)}"
