@@ -33,6 +33,7 @@ from reward.facts import Facts
 from reward.names import Names, Place
 from reward.predicates import holds_in_every_group, joined, operands, simplify
 from reward.queries import parse
+from reward.roles import duplicates_ignored, order_forgotten, user_and_role
 from reward.schema import Schema
 
 _AGGREGATES = (exp.Count, exp.Sum, exp.Avg, exp.Min, exp.Max)
@@ -71,7 +72,7 @@ def _normalised(tree: exp.Expression, schema: Schema) -> exp.Expression:
     places = {id(column): names.place(column) for column in columns}
     _fold_names(tree)
     for operation in tree.find_all(exp.SetOperation):
-        if _duplicates_ignored(operation):
+        if duplicates_ignored(operation):
             operation.set("distinct", True)
     for select in reversed(list(tree.find_all(exp.Select))):
         _normalise(Facts(select, names, places))
@@ -232,7 +233,7 @@ def _reduce_distinct(facts: Facts) -> None:
         return
     limit, order = facts.select.args.get("limit"), facts.select.args.get("order")
     texts = {item.unalias().sql() for item in facts.select.expressions} | {i.alias for i in facts.select.expressions}
-    idle = facts.one_row() or _duplicates_ignored(facts.select)
+    idle = facts.one_row() or duplicates_ignored(facts.select)
     if facts.select.args.get("group"):
         determined = facts.determined(facts.shown())
         idle = idle or all(key.sql() in texts or facts.place(key) in determined for key in facts.keys())
@@ -248,7 +249,7 @@ def _reduce_order(facts: Facts) -> None:
     order = facts.select.args.get("order")
     if not order:
         return
-    if facts.one_row() or (not facts.select.args.get("limit") and _order_forgotten(facts.select)):
+    if facts.one_row() or (not facts.select.args.get("limit") and order_forgotten(facts.select)):
         facts.select.set("order", None)
         return
     known: set[Place] = set()
@@ -268,44 +269,8 @@ def _reduce_limit(facts: Facts) -> None:
     limit = facts.select.args.get("limit")
     if not limit or facts.select.args.get("offset") or not limit.expression.name.isdecimal():
         return
-    if int(limit.expression.name) >= 1 and (facts.one_row() or _user(facts.select)[1] in ("exists", "value")):
+    if int(limit.expression.name) >= 1 and (facts.one_row() or user_and_role(facts.select)[1] in ("exists", "value")):
         facts.select.set("limit", None)
-
-
-def _user(query: exp.Expression) -> tuple[exp.Expression | None, str]:
-    """What uses a query, and as what: query (the list of IN), exists, side (of a set operation), table, value, or top."""
-    inner, user = query, query.parent
-    while isinstance(user, (exp.Subquery, exp.Paren)) and not user.args.get("limit"):
-        inner, user = user, user.parent
-    if user is None:
-        return None, "top"
-    if isinstance(user, exp.In) and inner.arg_key == "query":
-        return user, "query"
-    if isinstance(user, exp.Exists):
-        return user, "exists"
-    if isinstance(user, exp.SetOperation):
-        return user, "side"
-    return user, "table" if isinstance(user, (exp.From, exp.Join, exp.CTE, exp.Subquery)) else "value"
-
-
-def _order_forgotten(query: exp.Expression) -> bool:
-    """Whether the order of a query's rows changes nothing: in IN and EXISTS, and in FROM of what keeps every row."""
-    user, role = _user(query)
-    while role == "table" and isinstance(user, (exp.From, exp.Join)) and not user.parent.args.get("limit"):
-        user, role = _user(user.parent)
-        if role == "top":
-            return True
-    return role in ("query", "exists")
-
-
-def _duplicates_ignored(query: exp.Expression) -> bool:
-    """Whether repeated rows of a query change nothing where it is used."""
-    if query.args.get("limit"):
-        return False
-    user, role = _user(query)
-    if role == "side":
-        return bool(user.args.get("distinct")) or not isinstance(user, exp.Union) or _duplicates_ignored(user)
-    return role in ("query", "exists")
 
 
 def _column(place: Place) -> exp.Column:

@@ -13,7 +13,8 @@ class Facts:
     """Reads one SELECT on its way into normal form; the prover changes the SELECT and what stands here.
 
     `conjuncts`: the parts of WHERE, joined by AND; `equal`: pairs of columns that are equal in every row; `inner`:
-    whether all joins are inner ones, with their conditions among the conjuncts; `found`: `Names.place` of columns by id.
+    whether all joins are inner ones, with their conditions among the conjuncts; `found`: `Names.place` of columns by
+    id.
     """
 
     def __init__(self, select: exp.Select, names: Names, places: dict[int, tuple | None]):

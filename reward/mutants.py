@@ -84,7 +84,7 @@ def make_mutants(sql: str, schema: Schema, at_most: int = 40) -> list[Mutant]:
 
 
 def _edited(tree: exp.Expression, edit: Edit) -> str:
-    """The text of the tree with one edit, which is undone before it is returned; empty where sqlglot cannot write it."""
+    """The text of the tree with one edit, which is undone before it is returned; empty if sqlglot cannot write it."""
     if edit.owner is None:
         return _text(edit.value)
     before = edit.owner.args.get(edit.key)

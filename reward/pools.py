@@ -2,7 +2,8 @@
 
 import random
 
-from reward.conditions import Condition, Reading, read_checks
+from reward.checks import read_checks
+from reward.conditions import Condition, Reading
 from reward.schema import ColumnKey, Schema
 from reward.values import candidates_for, fresh_value, holds, near_misses, random_value
 
@@ -34,7 +35,7 @@ class Pools:
         return key in self.reading.keys or self.schema.tables[key[0]].is_key(key[1])
 
     def nullable(self, key: ColumnKey) -> bool:
-        """Whether a near database may have NULL there: not in keys, nor in what settles columns that gold shows bare."""
+        """Whether a near database may have NULL there: not in keys, nor in what settles a column that gold shows bare."""
         table = self.schema.tables[key[0]]
         if table.columns[key[1]].required or any(key[1] in columns for columns in table.keys):
             return False
@@ -124,7 +125,7 @@ class Pools:
         keyed = any(self.is_key(key) for key in keys)
         numeric = any(key in self.reading.numeric for key in keys)
         if self.flat and not pool and not keyed and self._is_measure(keys[0]):
-            return [self.rng.choice(samples) if samples else random_value(self.schema.column(keys[0]), numeric, self.rng)]
+            return [random_value(self.schema.column(keys[0]), numeric, self.rng)] if not samples else samples[:1]
         if samples:
             pool += self.rng.sample(samples, min(8, len(samples)))
         wanted = 12 if keyed else 5
@@ -140,7 +141,9 @@ class Pools:
 
     def _is_measure(self, key: ColumnKey) -> bool:
         column = self.schema.column(key)
-        return (column.affinity in ("integer", "real", "numeric") and not column.samples) or key in self.reading.numeric
+        if key in self.reading.numeric:
+            return True
+        return column.affinity in ("integer", "real", "numeric") and not column.samples
 
     def _find(self, key: ColumnKey) -> ColumnKey:
         while self._root[key] != key:
