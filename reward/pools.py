@@ -35,7 +35,7 @@ class Pools:
         return key in self.reading.keys or self.schema.tables[key[0]].is_key(key[1])
 
     def nullable(self, key: ColumnKey) -> bool:
-        """Whether a near database may have NULL there: not in keys, nor in what settles a column that gold shows bare."""
+        """Whether a near database may have NULL there: not in keys, nor in what settles columns shown bare."""
         table = self.schema.tables[key[0]]
         if table.columns[key[1]].required or any(key[1] in columns for columns in table.keys):
             return False

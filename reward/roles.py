@@ -4,8 +4,8 @@ from sqlglot import exp
 
 
 def user_and_role(query: exp.Expression) -> tuple[exp.Expression | None, str]:
-    """What uses a query, and as what: query (the list of IN), exists, side (of a set operation), table (in FROM or WITH),
-    value, or top.
+    """What uses a query, and as what: query (the list of IN), exists, side (of a set operation), table (in FROM or
+    WITH), value, or top.
     """
     inner, user = query, query.parent
     while isinstance(user, (exp.Subquery, exp.Paren)) and not user.args.get("limit"):
