@@ -131,15 +131,9 @@ class _Reader(Names):
         if scope.groups:
             self.read_dependencies(select, scope)
         if select.args.get("having"):
-            for part in select.args["having"].find_all(*COMPARISONS):
-                value = literal_value(part.args.get("expression"))
-                if isinstance(part.this, exp.Count) and isinstance(value, int):
-                    scope.counts.append(value)
-                elif isinstance(value, (int, float)) and part.this is not None:
-                    for column in part.this.find_all(exp.Column):
-                        self.remember(self.key(column), [value])
-                        if (found := self.place(column)) and found[0] is select:
-                            scope.totals.append((found[1], value))
+            for part in select.args["having"].find_all(*COMPARISONS, exp.Between):
+                for key in ("expression", "low", "high"):
+                    self.read_total(part.this, literal_value(part.args.get(key)), select, scope)
         scope.shown += [
             found[1]
             for item in select.expressions
@@ -160,6 +154,16 @@ class _Reader(Names):
                 other = term.parent.this if term.parent.expression is term else term.parent.expression
                 self.remember(self.key(other) if isinstance(other, exp.Column) else None, [2, 3])
         return scope
+
+    def read_total(self, aggregate: exp.Expression, value: object, select: exp.Select, scope: Scope) -> None:
+        """What HAVING compares an aggregate with."""
+        if isinstance(aggregate, exp.Count) and isinstance(value, int):
+            scope.counts.append(value)
+        elif isinstance(value, (int, float)) and aggregate is not None:
+            for column in aggregate.find_all(exp.Column):
+                self.remember(self.key(column), [value])
+                if (found := self.place(column)) and found[0] is select:
+                    scope.totals.append((found[1], value))
 
     def read_dependencies(self, select: exp.Select, scope: Scope) -> None:
         """Columns shown bare beside GROUP BY have one value a group only if a column of their table settles them."""
@@ -217,6 +221,9 @@ class _Reader(Names):
                 return self.relate(column, other, operator, select, scope, negated)
         elif isinstance(part, exp.Between):
             operator, values = "between", [literal_value(part.args["low"]), literal_value(part.args["high"])]
+            if values.count(None) == 1 and not negated:
+                operator = ">=" if values[1] is None else "<="
+                values.remove(None)
         elif isinstance(part, exp.In) and part.args.get("query") is not None:
             return self.relate(column, part.args["query"], "in", select, scope, negated)
         elif isinstance(part, exp.In):

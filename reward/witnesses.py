@@ -35,6 +35,8 @@ class Witnesses:
         for index, scope in reversed(list(enumerate(scopes))):
             self._conditions(index, scope)
         for scope in scopes:
+            if scope.twin:
+                self._sides(scope, scopes[scope.twin[0]])
             for alias in list(scope.tables)[1:]:
                 self._dangling(scope, alias)
             if scope.groups:
@@ -69,6 +71,17 @@ class Witnesses:
             tested = {condition.place for condition in scope.conditions}
             groups = {place: self.pools.unused(_key(scope, place)) for place in scope.groups if place not in tested}
             self._witness(scope, satisfied, groups)
+
+    def _sides(self, left: Scope, right: Scope) -> None:
+        """What one side of a set operation shows and the other one would, but for one condition."""
+        pairs = left.twin[1]
+        for side, other, places in ((left, right, pairs), (right, left, [pair[::-1] for pair in pairs])):
+            for broken in side.conditions[:_MAX_LINKED]:
+                values = [self.pools.unused(_key(side, mine)) for mine, _ in places]
+                shown = {theirs: value for (_, theirs), value in zip(places, values)}
+                self._witness(other, [(condition, True) for condition in other.conditions], shown)
+                wanted = [(condition, condition is not broken) for condition in side.conditions]
+                self._witness(side, wanted, {mine: value for (mine, _), value in zip(places, values)})
 
     def _linked(self, scope: Scope, number: int) -> dict[Place, object]:
         """Values for the places that a subquery must hold, or must not."""
@@ -168,7 +181,9 @@ class Witnesses:
             self._group(scope, wanted, {}, ordered[-1] + self.rng.randint(1, 2))
         if self.near:
             nothing = {place: None for place in scope.groups if self.pools.nullable(_key(scope, place))}
-            self._group(scope, satisfied, nothing, ordered[-1] + self.rng.randint(0, 2), empty=not nothing)
+            empty = not nothing or self.rng.random() < 0.5
+            given = self._group_values(scope) if empty else nothing
+            self._group(scope, satisfied, given, ordered[-1] + self.rng.randint(0, 2), empty)
 
     def _group(self, scope: Scope, wanted: Wanted, given: dict[Place, object], size: int, empty: bool = False) -> dict:
         """One group; `empty`: with NULL in all columns that do not matter."""
