@@ -17,7 +17,7 @@ from reward.ties import Ordering
 _KEEP_ROWS = 3000
 # The variants of near databases in the order in which they are tried.
 _NEAR_VARIANTS = ("plain", "plain", "starved", "plain", "flat", "plain", "starved", "plain", "starved", "plain")
-_LEAST_ATTEMPTS = 2  # for each database of a tier that is wanted
+_SPARE_ATTEMPTS = 1  # so many more than are wanted of a tier are made in any case, and all while mutants survive
 _EASY_AFTER = 2  # databases of a tier that all tell a mutant apart: it is not run on the others of that tier
 # How good a generated database is for a gold, best first; an unstable one is never used.
 _CLEAR, _DULL, _CUT, _EMPTY = range(4)
@@ -64,7 +64,7 @@ class Selection:
         tiers = [tier for tier, count in wanted.items() if count]
         for tier in tiers:
             self.trials[tier], self.tried[tier], self.easy[tier] = [], 0, set()
-        least = _LEAST_ATTEMPTS * max(wanted.values(), default=0)
+        least = _SPARE_ATTEMPTS + max(wanted.values(), default=0)
         for attempt in range(attempts):
             if attempt >= least and not self._survivors():
                 tiers = [t for t in tiers if sum(trial.rank == _CLEAR for trial in self.trials[t]) < wanted[t]]
