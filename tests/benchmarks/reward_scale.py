@@ -10,6 +10,7 @@ import time
 from itertools import islice
 from pathlib import Path
 
+from reward.answering import Each
 from reward.audit import audit_example
 from reward.cache import SuiteCache, pack, unpack
 from reward.judge import Judge
@@ -77,12 +78,12 @@ def measure_workers(source: Path) -> list[dict]:
     seconds = {1: 0.0, 2: 0.0}
     with Judge() as one, Judge(workers=2) as two:
         for judge in (one, two):
-            list(judge.answers(audit_example, rows[:20]))  # start the processes
+            list(judge.answers(Each(audit_example), rows[:20]))  # start the processes
         for start in range(0, len(rows), 100):
             # Each keeps its own suites, so neither profits from the other.
             for judge in (one, two) if start % 200 else (two, one):
                 begun = time.perf_counter()
-                list(judge.answers(audit_example, rows[start : start + 100]))
+                list(judge.answers(Each(audit_example), rows[start : start + 100]))
                 seconds[judge.workers] += time.perf_counter() - begun
     gain = seconds[1] / seconds[2]
     return [_line("audit, two workers against one", gain, "at least 1.7", len(rows), gain >= 1.7)]
@@ -93,7 +94,7 @@ def measure_cache(source: Path) -> list[dict]:
     rows = spread(source, MEASURED_BY_CHUNK)
     with tempfile.TemporaryDirectory() as folder:
         with Judge(cache=folder) as judge:
-            list(judge.answers(audit_example, rows[:5]))
+            list(judge.answers(Each(audit_example), rows[:5]))
             made = _seconds_each(judge, rows[5:])
         with Judge(cache=folder) as judge:
             judge.suite(rows[0]["answer"], None, rows[0]["context"])

@@ -205,7 +205,7 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bytes(place, shop
         size = (place / "out.jsonl").stat().st_size if (place / "out.jsonl").exists() else 0
         while going.poll() is None:
             # Sometimes at once, sometimes after some lines, in the middle of whatever it does.
-            some = (place / "out.jsonl").exists() and (place / "out.jsonl").stat().st_size > size + 3000 * (number + 1)
+            some = (place / "out.jsonl").exists() and (place / "out.jsonl").stat().st_size > size + 5000 * (number + 1)
             if some or (number % 3 == 0 and time.monotonic() - begun > 0.06 * number):
                 going.kill()
                 kills += 1

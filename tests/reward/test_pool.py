@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from reward.answering import Each, Lost, answer_here
 from reward.judge import Judge
-from reward.pool import Each, Lost, Pool, answer_here
+from reward.pool import Pool
 
 DDL = "CREATE TABLE city (name VARCHAR, people INTEGER)"
 
@@ -188,7 +189,8 @@ def test_a_judge_keeps_its_processes_from_stream_to_stream():
 def test_processes_end_with_whoever_asks():
     script = (
         "import time\n"
-        "from reward.pool import Each, Pool\n"
+        "from reward.answering import Each\n"
+        "from reward.pool import Pool\n"
         "from tests.reward.test_pool import named\n"
         "lines = Pool({}, 1).answer(Each(named), ({'id': i} for i in range(10**9)), dict)\n"
         "print(next(lines)[1][1], flush=True)\n"
