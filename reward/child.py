@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,18 +28,20 @@ class Child:
         self.arguments = arguments
         self.process: subprocess.Popen | None = None
         self.killed = False
+        self._asked = threading.Lock()  # two streams of one judge may be read in turns
 
     def ask(self, work: Callable[[object, list], list], bodies: list[bytes]) -> list[object]:
         """The answers to pickled questions, in order. Raises RuntimeError where the process does not start."""
         answers: list[object] = []
-        try:
-            self._ask(work, bodies, answers)
-        except _Ended:
-            for body in bodies[len(answers) :]:
-                try:
-                    self._ask(work, [body], answers)
-                except _Ended as error:
-                    answers.append(Lost(f"its process ended twice, {error}; judge it alone to see why"))
+        with self._asked:
+            try:
+                self._ask(work, bodies, answers)
+            except _Ended:
+                for body in bodies[len(answers) :]:
+                    try:
+                        self._ask(work, [body], answers)
+                    except _Ended as error:
+                        answers.append(Lost(f"its process ended twice, {error}; judge it alone to see why"))
         return answers
 
     def _ask(self, work: Callable[[object, list], list], bodies: list[bytes], answers: list[object]) -> None:

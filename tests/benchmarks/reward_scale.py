@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -46,13 +47,14 @@ def measure_audit(source: Path, quick: bool) -> list[dict]:
             given, count = source, QUESTIONS
         output = Path(folder) / "audit.jsonl"
         command = [sys.executable, "-m", "reward.audit", "--input", given, "--output", output, "--workers", "2"]
-        started = time.monotonic()
+        started, used = time.monotonic(), _processor_s()
         run = subprocess.Popen([*map(str, command), "--no-cache"], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
         memory, begun = _watch(run, output, count)
         elapsed = time.monotonic() - started
         table = run.stdout.read()
         if run.wait():
             raise RuntimeError(f"the audit ended with status {run.returncode}")
+        used = _processor_s() - used
         bad = _share_bad(output)
     print(table, file=sys.stderr)
     rate = (count - begun[1]) / (started + elapsed - begun[0])
@@ -63,6 +65,7 @@ def measure_audit(source: Path, quick: bool) -> list[dict]:
     return [
         _line(audit, minutes, "at most 45", count, minutes <= 45),
         _line("audit, questions a second, 2 workers", rate, "", count),
+        _line("audit, processor ms a question, all processes", 1000 * used / count, "", count),
         _line("audit, gold_bad share", bad, "", count),
         *(
             _line(f"audit, MiB resident in all processes at {moment:.0%} of the rows", memory[moment], "", count)
@@ -162,6 +165,12 @@ def _resident_mib(root: int) -> float:
         except OSError:
             continue
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _processor_s() -> float:
+    """Of all descendants that have ended; unlike the clock it hardly depends on what else the machine does."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _share_bad(output: Path) -> float:

@@ -158,6 +158,13 @@ def test_questions_are_read_only_a_little_ahead(pool):
     assert answers(pool, dies, questions(3)) == [0, 1, 2]
 
 
+def test_two_streams_read_in_turns_keep_their_answers(pool):
+    first = pool.answer(Each(dies), iter(questions(200, deadly=-1)), dict)
+    second = pool.answer(Each(where), iter(questions(200)), dict)
+    for number, ((_, one), (_, other)) in enumerate(zip(first, second, strict=True)):
+        assert (one, other) == (number, os.getcwd())
+
+
 def test_an_error_of_the_questions_reaches_the_caller(pool):
     def failing():
         yield {"id": 1}
