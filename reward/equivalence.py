@@ -12,15 +12,14 @@ keys prove nothing here, because SQLite does not enforce them. The rules, for ea
   aggregates of its columns, in one group;
 - DISTINCT is idle where the shown columns determine the rows by declared keys, constants and equalities, where all
   keys of GROUP BY are shown, with one row at most, and where duplicates do not count: in IN, EXISTS and below a set
-  operation that removes them; it is idle before LIMIT 1, and where SQLite takes one value
-  of a subquery, if only shown columns sort;
+  operation that removes them; it is idle before LIMIT 1 if only shown columns sort;
 - UNION ALL is UNION where duplicates do not count;
 - a key of GROUP BY that the others determine goes; all of it where every group is one row and nothing is aggregated;
 - COUNT(column) is COUNT(*) where the column is never NULL, COUNT(DISTINCT column) is COUNT(column) where it determines
   the row within its group; DISTINCT in MIN and MAX goes; MAX is MIN where the group determines the column;
 - `COUNT(*) > 0`, `>= 1` (or less) and `<> 0` hold in every group;
 - a key of ORDER BY goes where constants and the keys before it determine it; all of it with one row at most and in
-  subqueries of IN, EXISTS and FROM without LIMIT;
+  IN, EXISTS and FROM where no LIMIT cuts;
 - LIMIT goes with one row at most, in EXISTS, and in a subquery of which SQLite takes one value.
 
 A SELECT with NATURAL, USING, RIGHT or FULL joins or window functions is left as it stands, and a schema with COLLATE
@@ -346,8 +345,7 @@ class _Normaliser:
             idle = idle or all(key.sql() in texts or self.place(key) in determined for key in self.keys())
         else:
             idle = idle or self.rows_determined(self.shown())
-        first_only = limit and limit.expression.name == "1" or not limit and _user(self.select)[1] == "value"
-        if first_only and not self.select.args.get("offset"):
+        if limit and limit.expression.name == "1" and not self.select.args.get("offset"):
             idle = idle or all(term.this.sql() in texts for term in (order.expressions if order else ()))
         if idle:
             self.select.set("distinct", None)
@@ -356,9 +354,7 @@ class _Normaliser:
         order = self.select.args.get("order")
         if not order:
             return
-        user, role = _user(self.select)
-        unordered = role in ("query", "exists") and not self.select.args.get("limit")
-        if self.one_row() or unordered:
+        if self.one_row() or (not self.select.args.get("limit") and _order_forgotten(self.select)):
             self.select.set("order", None)
             return
         known: set[Place] = set()
@@ -395,6 +391,16 @@ def _user(query: exp.Expression) -> tuple[exp.Expression | None, str]:
     if isinstance(user, exp.SetOperation):
         return user, "side"
     return user, "table" if isinstance(user, (exp.From, exp.Join, exp.CTE, exp.Subquery)) else "value"
+
+
+def _order_forgotten(query: exp.Expression) -> bool:
+    """Whether the order of a query's rows changes nothing: in IN and EXISTS, and in FROM of what keeps every row."""
+    user, role = _user(query)
+    while role == "table" and isinstance(user, (exp.From, exp.Join)) and not user.parent.args.get("limit"):
+        user, role = _user(user.parent)
+        if role == "top":
+            return True
+    return role in ("query", "exists")
 
 
 def _duplicates_ignored(query: exp.Expression) -> bool:

@@ -61,9 +61,7 @@ def canonical_sql(sql: str) -> str:
         return " ".join(sql.split()).rstrip("; ")
     # A double-quoted text that may be a string keeps its quotes and its case.
     tokens = tokenize(sql) if '"' in sql else []
-    values = {
-        token.start for at, token in enumerate(tokens) if token.kind == "double" and _is_value(tokens, at)
-    }
+    values = {token.start for at, token in enumerate(tokens) if token.kind == "double" and _is_value(tokens, at)}
     for identifier in tree.find_all(exp.Identifier):
         if identifier.meta.get("start") not in values and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", identifier.name):
             identifier.set("this", identifier.name.lower())
@@ -258,7 +256,14 @@ def _comparison_before(tokens: list[Token], position: int) -> int | None:
     if before == "AND":  # the upper bound: BETWEEN low AND "high"
         while index > 0 and tokens[index].depth >= depth:
             index -= 1
-            if tokens[index].depth == depth and tokens[index].upper in ("BETWEEN", "AND", "OR", "WHERE", "ON", "HAVING"):
+            if tokens[index].depth == depth and tokens[index].upper in (
+                "BETWEEN",
+                "AND",
+                "OR",
+                "WHERE",
+                "ON",
+                "HAVING",
+            ):
                 return index if tokens[index].upper == "BETWEEN" else None
         return None
     if before in ("(", ","):

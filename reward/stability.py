@@ -2,7 +2,8 @@
 chance.
 
 SQLite takes some row for a bare column of a group, for the hidden sort key of DISTINCT, for a scalar subquery with
-many rows, and for a LIMIT inside gold that cuts a tie. The first variant takes the least value there, the second one the greatest.
+many rows, and for a LIMIT inside gold that cuts a tie. The first variant takes the least value there, the second one
+the greatest.
 """
 
 from functools import lru_cache
@@ -16,6 +17,10 @@ from reward.queries import parse
 @lru_cache(maxsize=64)
 def open_choices(sql: str) -> tuple[str, ...]:
     """Two variants of the query, or none where it leaves no such choice or sqlglot cannot read it."""
+    words = sql.upper()
+    grouped = any(word in words for word in ("GROUP", "HAVING", "DISTINCT")) or words.count("SELECT") > 1
+    if not grouped and ("(" not in words or "," not in words.partition("FROM")[0]):
+        return ()  # one SELECT without groups, and no column beside an aggregate: most golds
     tree = parse(sql)
     if tree is None:
         return ()

@@ -165,9 +165,7 @@ def _groups(rows: list[tuple], width: int, columns: tuple[str, ...], ordering: O
     groups: list[list[tuple]] = []
     last: tuple = ()
     for row in rows:
-        key = tuple(
-            fold(row[place]) if fold and isinstance(row[place], str) else row[place] for place, fold in places
-        )
+        key = tuple(fold(row[place]) if fold and isinstance(row[place], str) else row[place] for place, fold in places)
         if not groups or not same_row(key, last):
             groups.append([])
         groups[-1].append(row[:width])

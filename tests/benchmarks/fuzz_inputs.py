@@ -12,10 +12,40 @@ TABLES = {
     "big_number": ("n",),
 }
 _LITERALS = (
-    *("0", "1", "2", "3", "25", "30", "100", "4.5", "-1", "1e3", "NULL", "9007199254740993", "'Oslo'", "'tea'", "'red'"),
+    *(
+        "0",
+        "1",
+        "2",
+        "3",
+        "25",
+        "30",
+        "100",
+        "4.5",
+        "-1",
+        "1e3",
+        "NULL",
+        "9007199254740993",
+        "'Oslo'",
+        "'tea'",
+        "'red'",
+    ),
     *("''", "'%a%'", "'2015-06-12'", "x'41'", "'O''Hara'", "TRUE"),
 )
-_FUNCTIONS = ("abs", "lower", "upper", "length", "typeof", "round", "trim", "hex", "date", "nosuch", "max", "min", "sum")
+_FUNCTIONS = (
+    "abs",
+    "lower",
+    "upper",
+    "length",
+    "typeof",
+    "round",
+    "trim",
+    "hex",
+    "date",
+    "nosuch",
+    "max",
+    "min",
+    "sum",
+)
 _AGGREGATES = ("COUNT", "SUM", "AVG", "MIN", "MAX", "TOTAL")
 _WORDS = (
     "SELECT FROM WHERE AND OR NOT IN LIKE BETWEEN IS NULL GROUP BY ORDER HAVING LIMIT OFFSET JOIN LEFT ON USING NATURAL"
@@ -23,11 +53,32 @@ _WORDS = (
     " OVER PARTITION ROWS DESC ASC NULLS LAST DELETE UPDATE SET INSERT INTO DROP TABLE PRAGMA ATTACH EXPLAIN VACUUM"
     " CREATE VIEW RETURNING BEGIN GLOB MATCH REGEXP ESCAPE random() date('now') sqlite_master pragma_table_info"
 ).split()
-_SIGNS = tuple("( ) ( ) , , . ; = < > <= >= <> != + - * / % || -> ->> ' \" ` [ ] ? :a @b $c # ~ & | << >> -- /* */".split())
-_NAMES = (*TABLES, *(column for columns in TABLES.values() for column in columns), "t0", "t1", '"name"', "[city]", "`age`")
+_SIGNS = tuple(
+    "( ) ( ) , , . ; = < > <= >= <> != + - * / % || -> ->> ' \" ` [ ] ? :a @b $c # ~ & | << >> -- /* */".split()
+)
+_NAMES = (
+    *TABLES,
+    *(column for columns in TABLES.values() for column in columns),
+    "t0",
+    "t1",
+    '"name"',
+    "[city]",
+    "`age`",
+)
 KINDS = (
     *("bytes", "bytes", "soup", "soup", "soup", "query", "query", "query", "query", "ordered query", "near query"),
-    *("near query", "spoilt gold", "spoilt gold", "spoilt gold", "spoilt gold", "spliced", "cut", "quoted", "extreme"),
+    *(
+        "near query",
+        "spoilt gold",
+        "spoilt gold",
+        "spoilt gold",
+        "sorted gold",
+        "sorted gold",
+        "spliced",
+        "cut",
+        "quoted",
+        "extreme",
+    ),
 )
 
 
@@ -49,13 +100,32 @@ def make_input(kind: str, gold: str, rng: random.Random) -> str:
         return _spoilt(random_query(rng, top=True), rng)
     if kind == "spoilt gold":
         return _spoilt(gold, rng)
+    if kind == "sorted gold":
+        body = gold.split(" ORDER BY ")[0]
+        orders = (
+            "",
+            "1",
+            "1",
+            "1 DESC",
+            "1 DESC",
+            "1 ASC, 1 DESC",
+            "1, 2",
+            "1 DESC, 2 DESC",
+            "2, 1",
+            "1 NULLS LAST",
+            "NULL",
+        )
+        order = rng.choice(orders)
+        return rng.choice(("{0}{1}", "SELECT * FROM ({0}) {1}")).format(body, f" ORDER BY {order}" if order else "")
     if kind == "spliced":
         other = random_query(rng, top=True)
         return gold[: rng.randint(0, len(gold))] + other[rng.randint(0, len(other)) :]
     if kind == "cut":
         return gold[: rng.randint(0, len(gold))] if rng.random() < 0.5 else gold[rng.randint(0, len(gold)) :]
     if kind == "quoted":
-        return re.sub(r"'([^']*)'|\b(name|city|item|team|nick)\b", lambda m: f'"{m.group(1) or m.group(2) or ""}"', gold)
+        return re.sub(
+            r"'([^']*)'|\b(name|city|item|team|nick)\b", lambda m: f'"{m.group(1) or m.group(2) or ""}"', gold
+        )
     return _extreme(rng)
 
 

@@ -15,8 +15,11 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+import rewrites_by_sqlglot
 import rewrites_of_conditions
-import rewrites_of_queries
+import rewrites_of_keys
+import rewrites_of_results
+import rewrites_of_tables
 from reward.judge import Judge
 from reward.queries import parse
 from reward.sandbox import Database
@@ -25,8 +28,18 @@ from reward.schema import Schema, read_schema
 _GOLDS = {"sql_create_context": 450, "spider schema": 250, "spider file": 250}
 _COMPOSED = 2  # rewrites of a rewrite, for each gold
 _SPELLING = rewrites_of_conditions.SPELLING
-_NATURAL = (*rewrites_of_conditions.NATURAL, *rewrites_of_queries.NATURAL)
-_RULES = (*rewrites_of_conditions.ALWAYS, *rewrites_of_queries.ALWAYS, *_NATURAL)
+_ALWAYS = (
+    *rewrites_of_conditions.ALWAYS,
+    *rewrites_of_tables.ALWAYS,
+    *rewrites_of_results.ALWAYS,
+    *rewrites_by_sqlglot.ALWAYS,
+)
+_NATURAL = (
+    *rewrites_of_conditions.NATURAL,
+    *rewrites_of_tables.NATURAL,
+    *rewrites_of_results.NATURAL,
+    *rewrites_of_keys.NATURAL,
+)
 
 
 class Judged(NamedTuple):
@@ -99,15 +112,15 @@ def _golds(shared: Path, share: float, seed: int) -> Iterator[tuple[str, str, di
     """(source, gold, its database or context), drawn by the seed and one of each text."""
     rows = []
     for name in ("train", "dev"):
-        rows += _lines(shared / f"sql_create_context/{name}.jsonl")
+        rows += _lines(shared / f"data/sql_create_context/{name}.jsonl")
     for row in _drawn({row["answer"]: row for row in rows}, _GOLDS["sql_create_context"] * share, seed):
         yield "sql_create_context", row["answer"], {"context": row["context"]}
-    rows = _lines(shared / "spider/train.jsonl")
+    rows = _lines(shared / "data/spider/train.jsonl")
     for row in _drawn({row["query"]: row for row in rows}, _GOLDS["spider schema"] * share, seed):
-        path = shared / f"spider/database/{row['db_id']}.sqlite"
+        path = shared / f"data/spider/database/{row['db_id']}.sqlite"
         yield "spider schema", row["query"], {"context": _ddl(path)}
     for row in _drawn({row["query"]: row for row in rows}, _GOLDS["spider file"] * share, seed + 1):
-        yield "spider file", row["query"], {"database": str(shared / f"spider/database/{row['db_id']}.sqlite")}
+        yield "spider file", row["query"], {"database": str(shared / f"data/spider/database/{row['db_id']}.sqlite")}
 
 
 def _lines(path: Path) -> list[dict]:
@@ -146,9 +159,9 @@ def _rewrites(gold: str, schema: Schema, on_file: bool, rng: random.Random) -> l
     connection = sqlite3.connect(":memory:")
     connection.executescript(";\n".join(schema.ddl))
     # COLLATE makes the sides of a comparison unlike each other; no rule claims to hold then.
-    rules = () if "COLLATE" in "".join(schema.ddl).upper() else _RULES
-    if on_file:
-        rules = tuple(rule for rule in rules if rule not in _NATURAL)
+    rules = _ALWAYS if on_file else (*_ALWAYS, *_NATURAL)
+    if "COLLATE" in "".join(schema.ddl).upper():
+        rules = ()
     found: dict[str, tuple[str, bool]] = {}
 
     def add(name: str, natural: bool, text: str | None) -> None:

@@ -10,7 +10,8 @@ from reward.ties import Ordering, read_denotation, read_ordering
 
 SCRIPT = """
 CREATE TABLE t (a INTEGER PRIMARY KEY, b TEXT, c INT, d REAL);
-INSERT INTO t VALUES (1, 'x', 5, 0.3), (2, 'X', 5, 0.30000000000000004), (3, 'y', 7, 1.5), (4, 'Z ', NULL, 1.5), (5, 'Z', 7, 2);
+INSERT INTO t VALUES (1, 'x', 5, 0.3), (2, 'X', 5, 0.30000000000000004), (3, 'y', 7, 1.5), (4, 'Z ', NULL, 1.5);
+INSERT INTO t VALUES (5, 'Z', 7, 2);
 """
 
 
@@ -76,7 +77,11 @@ def test_no_order_and_no_cut(sql):
         ("SELECT MIN(a) FROM t GROUP BY c ORDER BY COUNT(*) DESC", [[1, 3], [4]], (0, 3)),
         ("SELECT MIN(a) FROM t GROUP BY c HAVING c > 0 ORDER BY MAX(d), c LIMIT 1", [[1], [3]], (0, 1)),
         ("SELECT DISTINCT c FROM t ORDER BY -c", [[None], [7], [5]], (0, 3)),
-        ("SELECT a FROM t WHERE a < 3 UNION SELECT c FROM t ORDER BY c DESC LIMIT 2", [[7], [5], [2], [1], [None]], (0, 2)),
+        (
+            "SELECT a FROM t WHERE a < 3 UNION SELECT c FROM t ORDER BY c DESC LIMIT 2",
+            [[7], [5], [2], [1], [None]],
+            (0, 2),
+        ),
         ("SELECT a AS n FROM t WHERE a < 3 UNION ALL SELECT 1 ORDER BY n", [[1, 1], [2]], (0, 3)),
         ("SELECT * FROM (SELECT a FROM t) UNION ALL SELECT 5 ORDER BY a", [[1], [2], [3], [4], [5, 5]], (0, 6)),
         ("WITH x AS (SELECT * FROM t ORDER BY d) SELECT a FROM x ORDER BY -c", [[4], [3, 5], [1, 2]], (0, 5)),
