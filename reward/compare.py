@@ -169,8 +169,9 @@ def _fills_window(gold: Denotation, rows: list[tuple]) -> bool:
         end = begin + len(group)
         first, last = max(begin, gold.start), min(end, gold.stop)
         if first < last:
-            _, extra = unmatched(group, rows[first - gold.start : last - gold.start])
-            if extra:
+            share = rows[first - gold.start : last - gold.start]
+            # Most groups are one row, and most rows are just gold's: no bags for those.
+            if not (len(group) == 1 and same_row(group[0], share[0])) and unmatched(group, share)[1]:
                 return False
         begin = end
     return True
