@@ -22,7 +22,7 @@ from reward.pool import Lost, Pool, answer_here, batches
 from reward.progress import with_progress
 from reward.sandbox import DatabaseError, Job, Outcome, Sandbox
 from reward.suite import Member, Suite, SuiteBuilder
-from reward.trace import result_digest
+from reward.trace import DIGEST_BYTES, result_digest
 from reward.verdicts import Candidate, conclude, gold_line, read_candidates, requote, verdict, weigh
 
 DATABASES = ("both", "given", "generated")
@@ -214,7 +214,7 @@ class Judge:
         again = [list(range(len(active))) for _, _, active in asked]
         for _ in range(_MAX_QUOTED_NAMES):
             again = [
-                [place for place in places if requote(active[place], found[place])]
+                [at for at in places if found[at].status == "sql_error" and requote(active[at], found[at])]
                 for (_, _, active), places, found in zip(asked, again, outcomes)
             ]
             if not any(again):
@@ -236,12 +236,12 @@ class Judge:
         if outcome.status == "same":
             row_count = member.denotation.row_count
             if not entry.volatile:
-                entry.row_counts.append(row_count)
-                entry.digests.append(answers[outcome.fingerprint])
+                entry.row_counts += (row_count,)
+                entry.digests += answers[outcome.fingerprint]
                 return
             outcome = outcome._replace(row_count=row_count)
         if weigh(entry, outcome, member, suite.empty) and len(answers) < _REMEMBERED_ANSWERS:
-            answers[outcome.fingerprint] = entry.digests[-1]
+            answers[outcome.fingerprint] = entry.digests[-DIGEST_BYTES:]
 
     def _known_answers(self, member: Member, gold_sql: str) -> dict[bytes, bytes]:
         """Fingerprints of results that equal gold's answer on one database, each with its digest for the trace.

@@ -10,8 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections import OrderedDict
-from itertools import groupby, islice
-from operator import itemgetter
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,13 +135,12 @@ class Sandbox:
 
     def run_jobs(self, jobs: list[Job]) -> list[list[Outcome]]:
         """The outcomes of each job, in order; the jobs of up to 100 databases cost one message each way."""
-        work = [(job, sql) for job in jobs for sql in job.statements]
-        outcomes = self._run_all(work)
+        outcomes = self._run_all(jobs)
         for index, outcome in enumerate(outcomes):
             if outcome.status == "memory" and outcome.message == OUT_OF_MEMORY:
                 # What else the worker held must not decide: once more in a new one.
                 self.close()
-                [outcomes[index]] = self._run_all([work[index]])
+                [outcomes[index]] = self._run_all(_part(jobs, index, index + 1))
         rest = iter(outcomes)
         return [list(islice(rest, len(job.statements))) for job in jobs]
 
@@ -163,23 +161,27 @@ class Sandbox:
             raise DatabaseError(answer)
         return answer
 
-    def _run_all(self, work: list[tuple[Job, str]]) -> list[Outcome]:
-        """All outcomes. A statement at which the worker was lost is run alone the second time."""
+    def _run_all(self, jobs: list[Job]) -> list[Outcome]:
+        """All outcomes, one after the other. A statement at which the worker was lost is run alone the second time."""
         outcomes: list[Outcome] = []
+        count = sum(len(job.statements) for job in jobs)
+        same: dict[bytes, Outcome] = {}
         suspect = -1
-        while (start := len(outcomes)) < len(work):
-            end = start + 1 if suspect == start else suspect if suspect > start else len(work)
+        while (start := len(outcomes)) < count:
+            end = start + 1 if suspect == start else suspect if suspect > start else count
+            part = _part(jobs, start, end)
             try:
-                message = []
-                for job, group in groupby(work[start:end], itemgetter(0)):
+                for job in part:
                     self._ensure_open(job.database)
-                    statements = [sql for _, sql in group]
-                    message.append((job.database.key, statements, job.keep_rows, job.reverse, job.answers))
-                self._send(("run", message))
+                self._send(("run", [(job.database.key, *job[1:]) for job in part]))
                 while len(outcomes) < end:
                     for answer in self._receive():
-                        known = answer.__class__ is bytes
-                        outcomes.append(Outcome("same", fingerprint=answer) if known else Outcome._make(answer))
+                        if answer.__class__ is not bytes:
+                            outcomes.append(Outcome._make(answer))
+                            continue
+                        if answer not in same:
+                            same[answer] = Outcome("same", fingerprint=answer)
+                        outcomes.append(same[answer])
             except WorkerLost as error:
                 at_work = self._at_work[0]
                 self.close()
@@ -271,3 +273,15 @@ class Sandbox:
         if code == -signal.SIGPROF:
             return f"timeout: {self.limits['cpu_limit_s']:g} s of CPU inside one SQLite function"
         return f"worker: ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
+
+
+def _part(jobs: list[Job], start: int, end: int) -> list[Job]:
+    """The statements `start` to `end`, counted through all jobs."""
+    part = []
+    first = 0
+    for job in jobs:
+        last = first + len(job.statements)
+        if first < end and last > start:
+            part.append(job._replace(statements=job.statements[max(0, start - first) : end - first]))
+        first = last
+    return part

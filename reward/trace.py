@@ -7,6 +7,7 @@ import math
 
 from reward.compare import Denotation, unmatched
 
+DIGEST_BYTES = 32  # of result_digest
 _TRACE_ROWS = 3
 _TRACE_CELL_CHARACTERS = 80
 

@@ -1,7 +1,7 @@
 """From what a candidate shows on the databases of a question to its verdict, with a reason and a small trace."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from reward.compare import column_orders, compare
 from reward.gate import gate
@@ -20,8 +20,8 @@ class Candidate:
     verdict: dict | None = None
     suspicion: dict | None = None
     orders: set[tuple[int, ...]] | None = None
-    digests: list[bytes] = field(default_factory=list)
-    row_counts: list[int] = field(default_factory=list)
+    digests: bytes = b""  # of its results, one after the other
+    row_counts: tuple[int, ...] = ()
 
 
 def read_candidates(texts: list[str | None], max_sql_characters: int) -> list[Candidate]:
@@ -68,7 +68,7 @@ def weigh(entry: Candidate, outcome: Outcome, member: Member, gold_empty: bool) 
         return False
     width = len(outcome.columns)
     if outcome.status in ("ok", "volatile") and width != gold.column_count:
-        entry.digests.append(result_digest(width, outcome.rows, outcome.row_count, gold.ordered))
+        entry.digests += result_digest(width, outcome.rows, outcome.row_count, gold.ordered)
         entry.verdict = verdict("wrong", "columns", {**trace, "gold_columns": gold.column_count, "columns": width})
         return False
     if outcome.status == "volatile" or (outcome.status in ("ok", "same") and entry.volatile):
@@ -77,8 +77,8 @@ def weigh(entry: Candidate, outcome: Outcome, member: Member, gold_empty: bool) 
     if outcome.status != "ok":
         entry.verdict = verdict("wrong", outcome.status, {**trace, "message": outcome.message})
         return False
-    entry.row_counts.append(outcome.row_count)
-    entry.digests.append(result_digest(width, outcome.rows, outcome.row_count, gold.ordered))
+    entry.row_counts += (outcome.row_count,)
+    entry.digests += result_digest(width, outcome.rows, outcome.row_count, gold.ordered)
     if gold_empty:
         return False
     whole = outcome.row_count == len(outcome.rows)
@@ -105,16 +105,19 @@ def weigh(entry: Candidate, outcome: Outcome, member: Member, gold_empty: bool) 
 def conclude(entries: list[Candidate], suite: Suite) -> list[dict]:
     """The verdicts when all databases have been heard."""
     verdicts = []
+    hashes: dict[bytes, str] = {}
     for entry in entries:
         if entry.verdict is None:
-            trace = {"rows": entry.row_counts}
+            trace = {"rows": list(entry.row_counts)}
             if suite.empty:
                 entry.verdict = verdict("unclear", "gold_empty", trace)
             else:
                 entry.verdict = entry.suspicion or verdict("correct", "equal", trace)
         trace = entry.verdict["trace"]
         if entry.sql and "result_hash" not in trace:
-            trace["result_hash"] = hashlib.sha256(b"".join(entry.digests)).hexdigest()[:16]
+            if entry.digests not in hashes:
+                hashes[entry.digests] = hashlib.sha256(entry.digests).hexdigest()[:16]
+            trace["result_hash"] = hashes[entry.digests]
         verdicts.append({"verdict": entry.verdict["verdict"], "reason": entry.verdict["reason"], "trace": dict(trace)})
     return verdicts
 
