@@ -1,18 +1,15 @@
 """What gold asks of its rows: literals by column, columns that share values, and the conditions of each SELECT."""
 
-import re
 from dataclasses import dataclass, field
 
 from sqlglot import exp
 
 from reward.names import Names, Place
-from reward.queries import parse
 from reward.schema import ColumnKey, Schema
 
-_COMPARISONS = {exp.EQ: "=", exp.NEQ: "<>", exp.GT: ">", exp.GTE: ">=", exp.LT: "<", exp.LTE: "<=", exp.Like: "like"}
+COMPARISONS = {exp.EQ: "=", exp.NEQ: "<>", exp.GT: ">", exp.GTE: ">=", exp.LT: "<", exp.LTE: "<=", exp.Like: "like"}
 # What x is more than v where x - 1, x + 1, x * 1 or x / 1 is v.
 _SOLVED = {exp.Sub: 1, exp.Add: -1, exp.Mul: 0, exp.Div: 0}
-_CHECK = re.compile(r"\bCHECK\s*(\([^()]*(?:\([^()]*\)[^()]*)*\))", re.IGNORECASE)
 _MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "<>": "<>"}
 _NEGATED = {"=": "<>", "<>": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">", "like": "not like", "in": "not in"}
 _NEGATED |= {"between": "not between", "null": "not null"} | {"not like": "like", "not in": "in"}
@@ -117,7 +114,7 @@ class _Reader(Names):
         predicates = [join.args["on"] for join in select.args.get("joins") or [] if join.args.get("on")]
         predicates += [select.args["where"].this] if select.args.get("where") else []
         for predicate in predicates:
-            for part in _conjuncts(predicate):
+            for part in conjuncts(predicate):
                 self.read(part, select, scope, False)
         for join in select.args.get("joins") or []:
             for column in join.args.get("using") or []:
@@ -134,7 +131,7 @@ class _Reader(Names):
         if scope.groups:
             self.read_dependencies(select, scope)
         if select.args.get("having"):
-            for part in select.args["having"].find_all(*_COMPARISONS):
+            for part in select.args["having"].find_all(*COMPARISONS):
                 value = literal_value(part.args.get("expression"))
                 if isinstance(part.this, exp.Count) and isinstance(value, int):
                     scope.counts.append(value)
@@ -191,7 +188,7 @@ class _Reader(Names):
             self.reading.numeric.add(key)
 
     def read(self, part: exp.Expression, select: exp.Select, scope: Scope, negated: bool) -> None:
-        """Takes one predicate into the scope; of an OR the first branch, which is enough for a row that satisfies it."""
+        """Takes one predicate into the scope; of an OR the first branch, which is enough for a row to satisfy it."""
         part = part.unnest()
         if isinstance(part, exp.Not):
             return self.read(part.this, select, scope, not negated)
@@ -208,9 +205,9 @@ class _Reader(Names):
                 scope.links += branches[0].links
             return None
         operator, values, column = None, [], part.this
-        if type(part) in _COMPARISONS:
+        if type(part) in COMPARISONS:
             negated = negated != bool(part.args.get("negate"))  # NOT LIKE is one node
-            operator = _COMPARISONS[type(part)]
+            operator = COMPARISONS[type(part)]
             other = part.expression
             if literal_value(column) is not None and operator in _MIRRORED:
                 column, other, operator = other, column, _MIRRORED[operator]
@@ -252,7 +249,7 @@ class _Reader(Names):
             mine, output = self.place(left), self.place(column)
             self.share(self.key(left), self.key(column))
             if operator != "in" and inner.args.get("where") and not projected.find(exp.AggFunc):
-                for part in _conjuncts(inner.args["where"].this):
+                for part in conjuncts(inner.args["where"].this):
                     if isinstance(part, exp.EQ) and self.key(part.this) and literal_value(part.expression) is not None:
                         self.reading.single.append((self.key(part.this), literal_value(part.expression)))
             if mine and output and mine[0] is select and output[0] is inner and operator in ("=", "in"):
@@ -265,25 +262,11 @@ class _Reader(Names):
             scope.equal.append((mine[1], other[1]))
 
 
-def read_checks(schema: Schema) -> dict[ColumnKey, list[Condition]]:
-    """The conditions of CHECK clauses that compare one column with literals; rows that break them cannot be stored."""
-    found: dict[ColumnKey, list[Condition]] = {}
-    for statement, (name, table) in zip(schema.ddl, schema.tables.items()):
-        for text in _CHECK.findall(statement):
-            tree = parse(f"SELECT * FROM t WHERE {text}")
-            for part in _conjuncts(tree.args["where"].this) if tree is not None else ():
-                operator = "in" if isinstance(part, exp.In) else _COMPARISONS.get(type(part))
-                values = [literal_value(node) for node in part.expressions or [part.args.get("expression")]]
-                column = part.this.name.lower() if isinstance(part.this, exp.Column) else ""
-                if operator and None not in values and column in table.columns:
-                    found.setdefault((name, column), []).append(Condition((name, column), operator, values))
-    return found
-
-
-def _conjuncts(predicate: exp.Expression) -> list[exp.Expression]:
+def conjuncts(predicate: exp.Expression) -> list[exp.Expression]:
+    """The parts that AND joins."""
     predicate = predicate.unnest()
     if isinstance(predicate, exp.And):
-        return _conjuncts(predicate.left) + _conjuncts(predicate.right)
+        return conjuncts(predicate.left) + conjuncts(predicate.right)
     return [predicate]
 
 

@@ -277,7 +277,7 @@ class Database:
             foreign_keys = [(row[3], row[2], row[4]) for row in self._trusted(f"PRAGMA foreign_key_list({quoted})")]
             unique = []
             for row in self._trusted(f"PRAGMA index_list({quoted})"):
-                if row[2]:
+                if row[2] and not row[4]:  # an index over some of the rows makes nothing unique
                     index = row[1].replace('"', '""')
                     unique.append([entry[2] for entry in self._trusted(f'PRAGMA index_info("{index}")')])
             samples = {}

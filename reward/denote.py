@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from reward.compare import Denotation, compare
-from reward.sandbox import Database, Outcome, Sandbox
+from reward.sandbox import Database, Job, Outcome, Sandbox
 from reward.stability import open_choices
 from reward.ties import Ordering, read_denotation
 
@@ -38,14 +38,12 @@ def is_stable(sandbox: Sandbox, member: Member, sql: str) -> bool:
     if denotation.row_count == 0:
         return True
     row_limit = sandbox.limits["row_limit"]
-    others = sandbox.run(database, [sql], row_limit, reverse=True)
-    if variants := list(open_choices(sql)):
-        others += [other for other in sandbox.run(database, variants, row_limit) if other.status == "ok"]
+    jobs = [Job(database, [sql], row_limit, True)]
     if database.rows:
         # SQLite never walks backwards under GROUP BY; the same rows, stored in another order, show a chance pick.
         mirrored = tuple((table, width, rows[::-1]) for table, width, rows in database.rows)
-        others += sandbox.run(database._replace(key=database.key + "-mirrored", rows=mirrored), [sql], row_limit)
-    for other in others:
+        jobs.append(Job(database._replace(key=database.key + "-mirrored", rows=mirrored), [sql], row_limit))
+    for [other] in sandbox.run_jobs(jobs):
         difference = compare(denotation, len(other.columns), other.rows) if other.status == "ok" else "rows"
         if difference is not None and (difference != "order" or denotation.certain):
             return False

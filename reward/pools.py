@@ -2,7 +2,8 @@
 
 import random
 
-from reward.conditions import Condition, Reading, read_checks
+from reward.checks import read_checks
+from reward.conditions import Condition, Reading
 from reward.schema import ColumnKey, Schema
 from reward.values import candidates_for, fresh_value, holds, near_misses, random_value
 
@@ -24,7 +25,9 @@ class Pools:
         self.checks = read_checks(schema)
         self.parents = self._foreign_keys()
         self._root: dict[ColumnKey, ColumnKey] = {}
-        self._pools = self._make_pools()
+        self._members = self._tie_columns()
+        self._pools: dict[ColumnKey, list] = {}
+        self._asked = {table for scope in reading.scopes for table in scope.tables.values()}
         self._used: dict[ColumnKey, set] = {}
 
     def is_key(self, key: ColumnKey) -> bool:
@@ -32,7 +35,7 @@ class Pools:
         return key in self.reading.keys or self.schema.tables[key[0]].is_key(key[1])
 
     def nullable(self, key: ColumnKey) -> bool:
-        """Whether a near database may have NULL there: not in keys, nor in what settles columns that gold shows bare."""
+        """Whether a near database may have NULL there: not in keys, nor in what settles columns shown bare."""
         table = self.schema.tables[key[0]]
         if table.columns[key[1]].required or any(key[1] in columns for columns in table.keys):
             return False
@@ -41,9 +44,12 @@ class Pools:
     def pick(self, key: ColumnKey) -> object:
         """A value of the column's pool; numbers sometimes outside it, so that sums and orders have few ties."""
         root = self._find(key)
-        pool = self._pools[root]
-        if root == key and not self.flat and key not in self.checks and self._is_measure(key) and self.rng.random() < 0.4:
-            return random_value(self.schema.column(key), key in self.reading.numeric, self.rng)
+        if root == key and not self.flat and key not in self.checks:
+            alone = key[0] not in self._asked and len(self._members[root]) == 1 and not self.schema.column(key).samples
+            # Of tables that gold does not name, columns that nothing refers to need no pool.
+            if alone or (self._is_measure(key) and self.rng.random() < 0.4):
+                return random_value(self.schema.column(key), key in self.reading.numeric, self.rng)
+        pool = self._pool(root)
         return pool[min(int(self.rng.random() ** 1.3 * len(pool)), len(pool) - 1)]
 
     def choose(self, key: ColumnKey, wanted: Wanted, keyed: bool = False) -> object:
@@ -51,7 +57,7 @@ class Pools:
 
         keyed: one that no witness took before where there is one, because two rows with the same key cannot both stay.
         """
-        options = list(self._pools[self._find(key)])
+        options = list(self._pool(self._find(key)))
         wanted = wanted + [(check, True) for check in self.checks.get(key, ())]
         for condition, _ in wanted:
             options += candidates_for(condition)
@@ -71,7 +77,7 @@ class Pools:
     def unused(self, key: ColumnKey, outside: bool = False) -> object:
         """A value that no witness took before; `outside`: nor any row ever takes from the pool."""
         used = self._used.setdefault(self._find(key), set())
-        pool = self._pools[self._find(key)]
+        pool = self._pool(self._find(key))
         value = None if outside else next((value for value in pool if value not in used), None)
         if value is None:
             value = fresh_value(used | set(pool), self.rng.choice(pool), self.rng)
@@ -90,8 +96,8 @@ class Pools:
                     parents.setdefault(child, parent)
         return parents
 
-    def _make_pools(self) -> dict[ColumnKey, list]:
-        """One pool of values for all columns that gold or a foreign key ties together."""
+    def _tie_columns(self) -> dict[ColumnKey, list[ColumnKey]]:
+        """The columns that share a pool, under one that stands for them."""
         for name, table in self.schema.tables.items():
             for column in table.columns:
                 self._root[(name, column)] = (name, column)
@@ -102,7 +108,12 @@ class Pools:
         members: dict[ColumnKey, list[ColumnKey]] = {}
         for key in self._root:
             members.setdefault(self._find(key), []).append(key)
-        return {root: self._make_pool(keys) for root, keys in members.items()}
+        return members
+
+    def _pool(self, root: ColumnKey) -> list:
+        if root not in self._pools:
+            self._pools[root] = self._make_pool(self._members[root])
+        return self._pools[root]
 
     def _make_pool(self, keys: list[ColumnKey]) -> list:
         pool: list = []
@@ -114,7 +125,7 @@ class Pools:
         keyed = any(self.is_key(key) for key in keys)
         numeric = any(key in self.reading.numeric for key in keys)
         if self.flat and not pool and not keyed and self._is_measure(keys[0]):
-            return [self.rng.choice(samples) if samples else random_value(self.schema.column(keys[0]), numeric, self.rng)]
+            return [random_value(self.schema.column(keys[0]), numeric, self.rng)] if not samples else samples[:1]
         if samples:
             pool += self.rng.sample(samples, min(8, len(samples)))
         wanted = 12 if keyed else 5
@@ -130,7 +141,9 @@ class Pools:
 
     def _is_measure(self, key: ColumnKey) -> bool:
         column = self.schema.column(key)
-        return (column.affinity in ("integer", "real", "numeric") and not column.samples) or key in self.reading.numeric
+        if key in self.reading.numeric:
+            return True
+        return column.affinity in ("integer", "real", "numeric") and not column.samples
 
     def _find(self, key: ColumnKey) -> ColumnKey:
         while self._root[key] != key:

@@ -4,6 +4,7 @@ hold numbers.
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from reward.tokens import tokenize, unquote
 
@@ -23,7 +24,7 @@ class Column:
     required: bool = False
     samples: list = field(default_factory=list)
 
-    @property
+    @cached_property
     def affinity(self) -> str:
         """SQLite's rule for declared types: integer, text, blob, real or numeric."""
         declared = self.declared.upper()

@@ -49,6 +49,7 @@ class Selection:
         self.live = set(range(len(self.mutants)))
         self.ran: set[int] = set()
         self.equal: set[int] = set()
+        self.unproven: set[int] = set()
         self.killed: set[int] = set()
         self.unstable = False
         self.trials: dict[str, list[_Trial]] = {}
@@ -132,10 +133,11 @@ class Selection:
         return self.live - self.equal - told_apart
 
     def _prove(self, survivors: set[int]) -> None:
-        indices = sorted(survivors)
+        indices = sorted(survivors - self.equal - self.unproven)
         if indices:
             proofs = provably_equal(self.sql, [self.mutants[index].sql for index in indices], self.schema)
             self.equal |= {index for index, proven in zip(indices, proofs) if proven}
+            self.unproven |= {index for index, proven in zip(indices, proofs) if not proven}
 
     def _best(self, tier: str, count: int, attempts: int) -> list[Member]:
         """The next best is the one that tells most mutants apart which no chosen one does; in tidy a good rank comes

@@ -48,13 +48,13 @@ def random_value(column: Column, numeric: bool, rng: random.Random) -> object:
     affinity = column.affinity
     if "year" in name and (numeric or affinity in ("integer", "numeric")):
         return rng.randint(1985, 2022)
-    dated = "date" in name or affinity == "numeric" and any(word in column.declared.upper() for word in ("DATE", "TIME"))
-    if dated and not numeric:
+    declared = column.declared.upper() if affinity == "numeric" else ""
+    if not numeric and ("date" in name or "DATE" in declared or "TIME" in declared):
         return f"{rng.randint(1995, 2021)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
     if affinity == "real" or (affinity == "numeric" and not numeric):
-        return rng.randint(1, 2000) / 10
+        return (1 + int(rng.random() * 2000)) / 10  # faster than randint, which counts here
     if affinity == "integer" or numeric:
-        return rng.randint(1, 100)
+        return 1 + int(rng.random() * 100)
     if rng.random() < 0.5:
         return rng.choice(_WORDS)
     return f"{rng.choice(_WORDS)} {rng.choice(_WORDS)}"

@@ -86,7 +86,8 @@ def test_random_databases_refute_no_proof_of_a_mutant(sandbox, databases, schema
 
 
 def test_collations_equate_nothing(sandbox):
-    schema = read_schema(sandbox.describe(Database("c", "c", "schema", None, ("CREATE TABLE t (a TEXT COLLATE NOCASE, b TEXT)",))))
+    ddl = "CREATE TABLE t (a TEXT COLLATE NOCASE, b TEXT)"
+    schema = read_schema(sandbox.describe(Database("c", "c", "schema", None, (ddl,))))
     for first, second in (
         ("SELECT a FROM t WHERE a = b", "SELECT b FROM t WHERE a = b"),
         ("SELECT b FROM t WHERE a = 'x' ORDER BY a", "SELECT b FROM t WHERE a = 'x'"),

@@ -44,7 +44,8 @@ def test_provably_equal_mutants_do_not_count(judge):
         "SELECT b.name, COUNT(*) FROM band b JOIN album a ON b.id = a.band_id GROUP BY b.id",
         "SELECT a.title FROM album a JOIN band b ON b.id = a.band_id WHERE a.sold > 5",
         "SELECT b.name FROM band b JOIN album a ON b.id = a.band_id ORDER BY a.sold LIMIT 1",
-        "SELECT name FROM band WHERE id IN (SELECT b.id FROM band b JOIN album a ON b.id = a.band_id WHERE b.town = 'x')",
+        "SELECT name FROM band WHERE id IN (SELECT b.id FROM band b JOIN album a ON b.id = a.band_id)",
+        "SELECT b.name FROM band b JOIN album a ON b.id = a.band_id GROUP BY b.id ORDER BY COUNT(*) DESC LIMIT 1",
         "SELECT DISTINCT b.town FROM band b JOIN album a ON b.id = a.band_id",
     ],
 )
