@@ -13,8 +13,8 @@ if __name__ == "__main__":  # before the imports below, which take a third of a 
 
 from collections.abc import Iterable, Iterator
 
+from reward.answering import Each, Lost
 from reward.judge import Judge
-from reward.pool import Each, Lost
 from reward.progress import with_progress
 from reward.queries import parse, query_kinds
 from reward.suite import Suite

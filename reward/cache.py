@@ -23,7 +23,8 @@ from reward.suite import Suite, SuiteBuilder
 LIMIT_MIB = 1024
 # These judge, store and print; all other files of the package decide what a suite holds.
 _NOT_MAKING_SUITES = frozenset(
-    f"{name}.py" for name in "audit audit_table cache command json_lines judge pool progress trace".split()
+    f"{name}.py"
+    for name in "answering audit audit_table cache child command json_lines judge pool progress trace verdicts".split()
 )
 # These only end a worker that hangs, and a suite that lost its worker is not stored.
 _NOT_DECIDING = ("cpu_limit_s", "wall_limit_s")

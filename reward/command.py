@@ -68,7 +68,7 @@ def main_audit(arguments: list[str] | None = None) -> int:
     from reward.audit import checked_example
     from reward.audit_table import AuditTable
     from reward.judge import Judge
-    from reward.pool import Each
+    from reward.answering import Each
 
     def answer(questions: Iterator[Question]) -> Iterator[tuple[Question, str]]:
         with Judge(workers=options.workers, seed=options.seed, cache=options.cache) as judge:
@@ -181,7 +181,7 @@ class _Run:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         from tqdm import tqdm
 
-        from reward.pool import Lost
+        from reward.answering import Lost
         from reward.progress import refresh_interval_s
 
         # A warning is for whoever runs the command: without the place in the code that it came from.

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,5 +96,11 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON value")
 
 
-# Python's own reading of NaN and Infinity would be written on as something that is no JSON.
-_DECODER = json.JSONDecoder(parse_constant=_refuse)
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError(f"{text:.40} is larger than any number kept")
+    return value
+
+
+# What Python itself reads as NaN or Infinity it would write on as something that is no JSON.
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)

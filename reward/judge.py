@@ -15,10 +15,11 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
+from reward.answering import Lost, answer_here
 from reward.cache import SuiteCache
 from reward.connection import fingerprint
 from reward.gate import MAX_SQL_CHARACTERS
-from reward.pool import Lost, Pool, answer_here, batches
+from reward.pool import Pool, batches
 from reward.progress import with_progress
 from reward.sandbox import DatabaseError, Job, Outcome, Sandbox
 from reward.suite import Member, Suite, SuiteBuilder

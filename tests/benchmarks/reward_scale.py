@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,7 @@ import time
 from itertools import islice
 from pathlib import Path
 
+from reward.answering import Each
 from reward.audit import audit_example
 from reward.cache import SuiteCache, pack, unpack
 from reward.judge import Judge
@@ -45,13 +47,14 @@ def measure_audit(source: Path, quick: bool) -> list[dict]:
             given, count = source, QUESTIONS
         output = Path(folder) / "audit.jsonl"
         command = [sys.executable, "-m", "reward.audit", "--input", given, "--output", output, "--workers", "2"]
-        started = time.monotonic()
+        started, used = time.monotonic(), _processor_s()
         run = subprocess.Popen([*map(str, command), "--no-cache"], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
         memory, begun = _watch(run, output, count)
         elapsed = time.monotonic() - started
         table = run.stdout.read()
         if run.wait():
             raise RuntimeError(f"the audit ended with status {run.returncode}")
+        used = _processor_s() - used
         bad = _share_bad(output)
     print(table, file=sys.stderr)
     rate = (count - begun[1]) / (started + elapsed - begun[0])
@@ -62,6 +65,7 @@ def measure_audit(source: Path, quick: bool) -> list[dict]:
     return [
         _line(audit, minutes, "at most 45", count, minutes <= 45),
         _line("audit, questions a second, 2 workers", rate, "", count),
+        _line("audit, processor ms a question, all processes", 1000 * used / count, "", count),
         _line("audit, gold_bad share", bad, "", count),
         *(
             _line(f"audit, MiB resident in all processes at {moment:.0%} of the rows", memory[moment], "", count)
@@ -77,12 +81,12 @@ def measure_workers(source: Path) -> list[dict]:
     seconds = {1: 0.0, 2: 0.0}
     with Judge() as one, Judge(workers=2) as two:
         for judge in (one, two):
-            list(judge.answers(audit_example, rows[:20]))  # start the processes
+            list(judge.answers(Each(audit_example), rows[:20]))  # start the processes
         for start in range(0, len(rows), 100):
             # Each keeps its own suites, so neither profits from the other.
             for judge in (one, two) if start % 200 else (two, one):
                 begun = time.perf_counter()
-                list(judge.answers(audit_example, rows[start : start + 100]))
+                list(judge.answers(Each(audit_example), rows[start : start + 100]))
                 seconds[judge.workers] += time.perf_counter() - begun
     gain = seconds[1] / seconds[2]
     return [_line("audit, two workers against one", gain, "at least 1.7", len(rows), gain >= 1.7)]
@@ -93,7 +97,7 @@ def measure_cache(source: Path) -> list[dict]:
     rows = spread(source, MEASURED_BY_CHUNK)
     with tempfile.TemporaryDirectory() as folder:
         with Judge(cache=folder) as judge:
-            list(judge.answers(audit_example, rows[:5]))
+            list(judge.answers(Each(audit_example), rows[:5]))
             made = _seconds_each(judge, rows[5:])
         with Judge(cache=folder) as judge:
             judge.suite(rows[0]["answer"], None, rows[0]["context"])
@@ -161,6 +165,12 @@ def _resident_mib(root: int) -> float:
         except OSError:
             continue
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _processor_s() -> float:
+    """Of all descendants that have ended; unlike the clock it hardly depends on what else the machine does."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _share_bad(output: Path) -> float:

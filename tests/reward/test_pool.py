@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from reward.answering import Each, Lost, answer_here
 from reward.judge import Judge
-from reward.pool import Each, Lost, Pool, answer_here
+from reward.pool import Pool
 
 DDL = "CREATE TABLE city (name VARCHAR, people INTEGER)"
 
@@ -157,6 +158,13 @@ def test_questions_are_read_only_a_little_ahead(pool):
     assert answers(pool, dies, questions(3)) == [0, 1, 2]
 
 
+def test_two_streams_read_in_turns_keep_their_answers(pool):
+    first = pool.answer(Each(dies), iter(questions(200, deadly=-1)), dict)
+    second = pool.answer(Each(where), iter(questions(200)), dict)
+    for number, ((_, one), (_, other)) in enumerate(zip(first, second, strict=True)):
+        assert (one, other) == (number, os.getcwd())
+
+
 def test_an_error_of_the_questions_reaches_the_caller(pool):
     def failing():
         yield {"id": 1}
@@ -188,7 +196,8 @@ def test_a_judge_keeps_its_processes_from_stream_to_stream():
 def test_processes_end_with_whoever_asks():
     script = (
         "import time\n"
-        "from reward.pool import Each, Pool\n"
+        "from reward.answering import Each\n"
+        "from reward.pool import Pool\n"
         "from tests.reward.test_pool import named\n"
         "lines = Pool({}, 1).answer(Each(named), ({'id': i} for i in range(10**9)), dict)\n"
         "print(next(lines)[1][1], flush=True)\n"
