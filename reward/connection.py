@@ -36,7 +36,7 @@ _SCHEMA_ACTIONS = frozenset(
         apsw.SQLITE_TRANSACTION,
     )
 )
-_PROGRESS_STEPS = 1000
+_PROGRESS_STEPS = 5000
 OUT_OF_MEMORY = "out of memory"
 VOLATILE = "its answer depends on chance or on the clock"
 

@@ -21,7 +21,8 @@ from reward.connection import fingerprint
 from reward.gate import MAX_SQL_CHARACTERS
 from reward.pool import Pool, batches
 from reward.progress import with_progress
-from reward.sandbox import DatabaseError, Job, Outcome, Sandbox
+from reward.queries import is_volatile, plain_values_as_strings
+from reward.sandbox import Database, DatabaseError, Job, Outcome, Sandbox
 from reward.suite import Member, Suite, SuiteBuilder
 from reward.trace import DIGEST_BYTES, result_digest
 from reward.verdicts import Candidate, conclude, gold_line, read_candidates, requote, verdict, weigh
@@ -29,7 +30,9 @@ from reward.verdicts import Candidate, conclude, gold_line, read_candidates, req
 DATABASES = ("both", "given", "generated")
 _CACHED_SUITES = 256
 _MAX_QUOTED_NAMES = 20
-_TOGETHER = 32  # questions in one message to the worker
+# What goes to the worker in one message; fewer candidates, and the message's own cost would count.
+_TOGETHER_QUESTIONS = 32
+_TOGETHER_CANDIDATES = 128
 _REMEMBERED_MEMBERS = 4096
 _REMEMBERED_ANSWERS = 8
 
@@ -98,6 +101,7 @@ class Judge:
         self._cache = SuiteCache(cache, self._builder, suite | limits) if cache is not None else None
         # Where the cache has failed, no process needs to find that out again.
         self.arguments["cache"] = os.path.abspath(cache) if self._cache and self._cache.usable else None
+        self._ddls: OrderedDict[str, str] = OrderedDict()
         self._answers: OrderedDict[tuple[str, str], dict[bytes, bytes]] = OrderedDict()
 
     def __enter__(self) -> "Judge":
@@ -150,9 +154,16 @@ class Judge:
     def questions(self, tasks: list[dict]) -> list[dict]:
         """The verdict lines of several tasks at once, in their order: the worker gets them in one message."""
         lines: list[dict] = []
-        for start in range(0, len(tasks), _TOGETHER):
-            lines += self._together([checked_task(task) for task in tasks[start : start + _TOGETHER]])
-        return lines
+        group: list[dict] = []
+        candidates = 0
+        for task in tasks:
+            group.append(checked_task(task))
+            candidates += len(task["candidates"])
+            if len(group) == _TOGETHER_QUESTIONS or candidates >= _TOGETHER_CANDIDATES:
+                lines += self._together(group)
+                group = []
+                candidates = 0
+        return lines + self._together(group)
 
     def _together(self, tasks: list[dict]) -> list[dict]:
         lines: list[dict] = []
@@ -208,6 +219,10 @@ class Judge:
         known = [self._known_answers(member, suite.gold_sql) for suite, member, _ in asked]
         jobs = []
         for (_, member, active), answers in zip(asked, known):
+            for entry in active:
+                if '"' in entry.sql:
+                    entry.sql = plain_values_as_strings(entry.sql, self._ddl(member.database))
+                    entry.volatile = is_volatile(entry.sql)
             # Past gold's rows a few are enough to show and to name the difference; the worker counts on to its limit.
             keep_rows = 2 * member.denotation.row_count + 100
             jobs.append(Job(member.database, [entry.sql for entry in active], keep_rows, False, frozenset(answers)))
@@ -230,6 +245,15 @@ class Judge:
         for (suite, member, active), answers, found in zip(asked, known, outcomes):
             for entry, outcome in zip(active, found):
                 self._take_down(entry, outcome, member, suite, answers)
+
+    def _ddl(self, database: Database) -> str:
+        """Lower-cased text in which every name of the database stands."""
+        if database.key not in self._ddls:
+            statements = self.sandbox.describe(database)[0] if database.path else database.ddl
+            self._ddls[database.key] = "\n".join(statements).lower()
+            if len(self._ddls) > _CACHED_SUITES:
+                self._ddls.popitem(last=False)
+        return self._ddls[database.key]
 
     def _take_down(
         self, entry: Candidate, outcome: Outcome, member: Member, suite: Suite, answers: dict[bytes, bytes]

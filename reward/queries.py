@@ -24,6 +24,7 @@ _DATE_FUNCTIONS = ("DATE", "TIME", "DATETIME", "JULIANDAY", "UNIXEPOCH", "STRFTI
 _DATE_CALL = re.compile(rf"(?:{'|'.join(_DATE_FUNCTIONS).lower()})[\s\ufeff]*(?:\(|/\*|--)")
 # A bare column and = or LIKE before a value; what may follow it.
 _COMPARED = re.compile(r"(?:^|[\s(,.])([A-Za-z_]\w*)(?:\s*(?:=|!=|<>)|\s+LIKE)\s*\Z", re.ASCII | re.IGNORECASE)
+_ROW_IDS = {"rowid", "oid", "_rowid_"}
 _AFTER_VALUE = re.compile(r"\s*(?:\Z|\)|[A-Za-z])")
 _MISSING_COLUMN = re.compile(r'no such column: "((?:[^"]|"")*)"')
 _KINDS = (
@@ -138,9 +139,6 @@ def quoted_value_as_string(sql: str, name: str) -> str:
     on the left; on the right of <, <=, > or >= only a text that no column is named like ("1975-01-01"). Anywhere else
     it stays a name, which SQLite then refuses as unknown.
     """
-    plain = _plain_value_as_string(sql, name)
-    if plain is not None:
-        return plain
     tokens = tokenize(sql)
     literals = [
         token
@@ -150,23 +148,36 @@ def quoted_value_as_string(sql: str, name: str) -> str:
     return _replace_by_strings(sql, literals)
 
 
-def _plain_value_as_string(sql: str, name: str) -> str | None:
-    """The same in the commonest case, at a tenth of the cost: no quotes but double ones, no comments, and `name` only
-    after a bare column with = or LIKE. None where it is another case.
+def plain_values_as_strings(sql: str, ddl: str) -> str:
+    """The double-quoted texts that can only be strings, read as such, in the commonest case and at little cost.
+
+    That is what `quoted_value_as_string` makes of them when SQLite finds no such column: a text behind a bare column
+    with = or LIKE that stands neither in the lower-cased `ddl`, so that no table can have it, nor elsewhere in the
+    query, so that it is no alias. Where the query has comments or other quotes, or reads JSON, all stays as it is.
     """
     parts = sql.split('"')
     code = parts[::2]
-    if len(parts) % 2 == 0 or "" in code[1:-1] or any(mark in "".join(code) for mark in ("'", "`", "[", "--", "/*")):
-        return None
-    for place in range(1, len(parts), 2):
-        if parts[place] == name:
-            column = _COMPARED.search(parts[place - 1])
-            if column is None or column.group(1).upper() in KEYWORDS or not _AFTER_VALUE.match(parts[place + 1]):
-                return None
-            parts[place] = "'" + name.replace("'", "''") + "'"
+    if len(parts) % 2 == 0 or len(parts) == 1 or "" in code[1:-1]:
+        return sql
+    text = "".join(code).lower()
+    if any(mark in text for mark in ("'", "`", "[", "--", "/*", "json")):
+        return sql
+    places = range(1, len(parts), 2)
+    values = {place for place in places if _is_compared(parts[place - 1], parts[place + 1])}
+    names = {parts[place].lower() for place in places if place not in values} | _ROW_IDS
+    for place in places:
+        name = parts[place].lower()
+        may_be_name = name in names or name in ddl or name in text or ":" in name or name.startswith("column")
+        if place in values and not may_be_name:
+            parts[place] = "'" + parts[place].replace("'", "''") + "'"
         else:
             parts[place] = '"' + parts[place] + '"'
     return "".join(parts)
+
+
+def _is_compared(before: str, after: str) -> bool:
+    column = _COMPARED.search(before)
+    return column is not None and column.group(1).upper() not in KEYWORDS and bool(_AFTER_VALUE.match(after))
 
 
 def is_volatile(sql: str) -> bool:
