@@ -5,7 +5,7 @@ value.
 import math
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice, permutations
+from itertools import accumulate, islice, permutations
 from typing import NamedTuple
 
 RELATIVE_TOLERANCE = 1e-9
@@ -42,9 +42,7 @@ class Denotation(NamedTuple):
 
     def cuts_tie(self) -> bool:
         """Whether LIMIT or OFFSET cuts through a group, so that the query does not determine its answer."""
-        edges = {0}
-        for group in self.groups:
-            edges.add(max(edges) + len(group))
+        edges = set(accumulate(map(len, self.groups), initial=0))
         return self.start not in edges or self.stop not in edges
 
 
@@ -69,51 +67,71 @@ def same_row(left: tuple, right: tuple) -> bool:
     return len(left) == len(right) and all(map(same_cell, left, right))
 
 
+def includes(expected: list[tuple], found: list[tuple]) -> bool:
+    """Whether the rows found can be taken from the expected ones, one for one."""
+    left, right = Counter(expected), Counter(found)
+    extra = right - left
+    if not extra:
+        return True
+    missing = left - right
+    if not _any_float(missing) and not _any_float(extra):
+        return False
+    # The others may differ by rounding only.
+    return not _take_nearly_equal(missing, extra, stop=True)
+
+
 def unmatched(expected: list[tuple], found: list[tuple]) -> tuple[list[tuple], list[tuple]]:
-    """The rows that remain of two bags when equal rows are taken from both, one for one."""
+    """The rows that remain of two bags when equal rows are taken from both, one for one; to be shown, so that of
+    thousands that differ some may be left that differ by rounding only.
+    """
     left, right = Counter(expected), Counter(found)
     missing, extra = left - right, right - left
-    if any(isinstance(cell, float) for row in (*missing, *extra) for cell in row):
-        # What is left over may differ by rounding only, and then nearly always agrees in eight digits.
-        for digits in (8, 0):
-            _take_nearly_equal(missing, extra, digits)
+    if _any_float(missing) or _any_float(extra):
+        _take_nearly_equal(missing, extra, stop=False)
     return list(missing.elements()), list(extra.elements())
 
 
-def _take_nearly_equal(missing: Counter, extra: Counter, digits: int) -> None:
-    """Takes rows that agree within the tolerance from both bags; looks only at rows alike in everything but numbers,
-    and in `digits` digits of these unless it is 0.
+def _any_float(rows: Counter) -> bool:
+    return any(isinstance(cell, float) for row in rows for cell in row)
+
+
+def _take_nearly_equal(missing: Counter, extra: Counter, stop: bool) -> bool:
+    """Takes rows that agree within the tolerance from both bags; whether some of `extra` are left. `stop`: at the
+    first of those.
     """
     alike: dict[tuple, list[tuple]] = {}
-    for row in sorted(extra, key=_numbers):
-        alike.setdefault(_outline(row, digits), []).append(row)
+    for row in sorted(missing, key=_numbers):
+        alike.setdefault(_without_numbers(row), []).append(row)
+    left_over = False
     pairs = 0
     # Both sides from the least number up, so that a row mostly meets its equal first.
-    for row in sorted(missing, key=_numbers):
-        others = alike.get(_outline(row, digits), [])
+    for row in sorted(extra, key=_numbers):
+        others = alike.get(_without_numbers(row), [])
         index = 0
-        while index < len(others) and missing[row] and pairs < _MAX_PAIRS:
+        while index < len(others) and extra[row] and pairs < _MAX_PAIRS:
             pairs += 1
             other = others[index]
             if not same_row(row, other):
                 index += 1
                 continue
-            taken = min(missing[row], extra[other])
-            missing[row] -= taken
-            extra[other] -= taken
-            if not extra[other]:
+            taken = min(extra[row], missing[other])
+            extra[row] -= taken
+            missing[other] -= taken
+            if not missing[other]:
                 others.pop(index)
+        if extra[row]:
+            left_over = True
+            if stop:
+                break
+    return left_over
 
 
 def _numbers(row: tuple) -> tuple[int | float, ...]:
     return tuple(cell for cell in row if isinstance(cell, (int, float)))
 
 
-def _outline(row: tuple, digits: int) -> tuple:
-    return tuple(
-        (cell,) if not isinstance(cell, (int, float)) else float(f"{cell:.{digits}g}") if digits else None
-        for cell in row
-    )
+def _without_numbers(row: tuple) -> tuple:
+    return tuple(None if isinstance(cell, (int, float)) else (cell,) for cell in row)
 
 
 def compare(gold: Denotation, columns: int, rows: list[tuple]) -> str | None:
@@ -149,7 +167,7 @@ def _possible_orders(gold: Denotation, rows: list[tuple]) -> Iterator[tuple[int,
         return permutations(range(width))
     expected = [[(row[index],) for row in gold.rows()] for index in range(width)]
     found = [[(row[index],) for row in rows] for index in range(width)]
-    fitting = [[there for there in range(width) if not unmatched(mine, found[there])[1]] for mine in expected]
+    fitting = [[there for there in range(width) if includes(mine, found[there])] for mine in expected]
 
     def extend(order: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         if len(order) == width:
@@ -169,8 +187,9 @@ def _fills_window(gold: Denotation, rows: list[tuple]) -> bool:
         end = begin + len(group)
         first, last = max(begin, gold.start), min(end, gold.stop)
         if first < last:
-            _, extra = unmatched(group, rows[first - gold.start : last - gold.start])
-            if extra:
+            share = rows[first - gold.start : last - gold.start]
+            # Most groups are one row, and most rows are just gold's: no bags for those.
+            if not (len(group) == 1 and same_row(group[0], share[0])) and not includes(group, share):
                 return False
         begin = end
     return True
@@ -189,6 +208,8 @@ def _fills_window_in_any_order(gold: Denotation, rows: list[tuple]) -> bool:
         elif share > 0:
             cut.append((group, share))
         begin = end
+    if not cut:
+        return includes(whole, rows)
     missing, rest = unmatched(whole, rows)
     open_rows = [row for group, _ in cut for row in group]
     enough = all(len(rest) - len(unmatched(group, rest)[1]) >= share for group, share in cut)
