@@ -9,6 +9,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from preference.pairs import verdict_key
+from reward.cache import default_folder
 from reward.judge import Judge
 from sft import ranks
 from sft.artefacts import join_shards, make_in_shards, mark_complete, read_parquet
@@ -71,7 +72,8 @@ def judge(target: Path, inputs: dict, examples: list[dict], candidates: Path, *,
     asked = [example for example in examples if example["example_id"] in queries]
     bar = tqdm(total=len(asked[:: ranks.world_size()]), desc="judging", unit="question", disable=not ranks.is_main())
 
-    with Judge(databases=databases, workers=workers or ranks.threads_per_rank(), seed=seed) as judged:
+    with Judge(databases=databases, workers=workers or ranks.threads_per_rank(), seed=seed,
+               cache=default_folder()) as judged:
 
         def make(shard: list[dict]) -> list[dict]:
             tasks = judge_tasks(shard, [list(queries[example["example_id"]].values()) for example in shard])

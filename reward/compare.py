@@ -4,12 +4,14 @@ value.
 
 import math
 from collections import Counter
-from itertools import permutations
+from collections.abc import Iterator
+from itertools import accumulate, islice, permutations
 from typing import NamedTuple
 
 RELATIVE_TOLERANCE = 1e-9
 _EXACT_FROM = 2**53
-_MAX_PERMUTED_COLUMNS = 6
+_MAX_PAIRS = 200_000  # of rows that are nearly equal; thousands of those that are not quite would take minutes
+_FEWEST_ORDERS = 6
 
 
 class Denotation(NamedTuple):
@@ -40,9 +42,7 @@ class Denotation(NamedTuple):
 
     def cuts_tie(self) -> bool:
         """Whether LIMIT or OFFSET cuts through a group, so that the query does not determine its answer."""
-        edges = {0}
-        for group in self.groups:
-            edges.add(max(edges) + len(group))
+        edges = set(accumulate(map(len, self.groups), initial=0))
         return self.start not in edges or self.stop not in edges
 
 
@@ -67,26 +67,71 @@ def same_row(left: tuple, right: tuple) -> bool:
     return len(left) == len(right) and all(map(same_cell, left, right))
 
 
-def unmatched(expected: list[tuple], found: list[tuple]) -> tuple[list[tuple], list[tuple]]:
-    """The rows that remain of two bags when equal rows are taken from both, one for one."""
+def includes(expected: list[tuple], found: list[tuple]) -> bool:
+    """Whether the rows found can be taken from the expected ones, one for one."""
     left, right = Counter(expected), Counter(found)
-    missing = list((left - right).elements())
-    extra = list((right - left).elements())
-    if not any(isinstance(cell, float) for row in (*missing, *extra) for cell in row):
-        return missing, extra
-    # What is left over may differ by rounding only. Rows that agree in everything but numbers are few.
-    remaining: dict[tuple, list[tuple]] = {}
-    for row in extra:
-        remaining.setdefault(_without_numbers(row), []).append(row)
-    still_missing = []
-    for row in missing:
-        near = remaining.get(_without_numbers(row), [])
-        match = next((index for index, other in enumerate(near) if same_row(row, other)), None)
-        if match is None:
-            still_missing.append(row)
-        else:
-            near.pop(match)
-    return still_missing, [row for rows in remaining.values() for row in rows]
+    extra = right - left
+    if not extra:
+        return True
+    missing = left - right
+    if not _any_float(missing) and not _any_float(extra):
+        return False
+    # The others may differ by rounding only.
+    return not _take_nearly_equal(missing, extra, stop=True)
+
+
+def unmatched(expected: list[tuple], found: list[tuple]) -> tuple[list[tuple], list[tuple]]:
+    """The rows that remain of two bags when equal rows are taken from both, one for one; to be shown, so that of
+    thousands that differ some may be left that differ by rounding only.
+    """
+    left, right = Counter(expected), Counter(found)
+    missing, extra = left - right, right - left
+    if _any_float(missing) or _any_float(extra):
+        _take_nearly_equal(missing, extra, stop=False)
+    return list(missing.elements()), list(extra.elements())
+
+
+def _any_float(rows: Counter) -> bool:
+    return any(isinstance(cell, float) for row in rows for cell in row)
+
+
+def _take_nearly_equal(missing: Counter, extra: Counter, stop: bool) -> bool:
+    """Takes rows that agree within the tolerance from both bags; whether some of `extra` are left. `stop`: at the
+    first of those.
+    """
+    alike: dict[tuple, list[tuple]] = {}
+    for row in sorted(missing, key=_numbers):
+        alike.setdefault(_without_numbers(row), []).append(row)
+    left_over = False
+    pairs = 0
+    # Both sides from the least number up, so that a row mostly meets its equal first.
+    for row in sorted(extra, key=_numbers):
+        others = alike.get(_without_numbers(row), [])
+        index = 0
+        while index < len(others) and extra[row] and pairs < _MAX_PAIRS:
+            pairs += 1
+            other = others[index]
+            if not same_row(row, other):
+                index += 1
+                continue
+            taken = min(extra[row], missing[other])
+            extra[row] -= taken
+            missing[other] -= taken
+            if not missing[other]:
+                others.pop(index)
+        if extra[row]:
+            left_over = True
+            if stop:
+                break
+    return left_over
+
+
+def _numbers(row: tuple) -> tuple[int | float, ...]:
+    return tuple(cell for cell in row if isinstance(cell, (int, float)))
+
+
+def _without_numbers(row: tuple) -> tuple:
+    return tuple(None if isinstance(cell, (int, float)) else (cell,) for cell in row)
 
 
 def compare(gold: Denotation, columns: int, rows: list[tuple]) -> str | None:
@@ -95,7 +140,7 @@ def compare(gold: Denotation, columns: int, rows: list[tuple]) -> str | None:
         return "columns"
     if len(rows) == gold.row_count and _fills_window(gold, rows):
         return None
-    if gold.ordered and len(rows) == gold.row_count and _fills_window(_unordered(gold), rows):
+    if gold.ordered and len(rows) == gold.row_count and _fills_window_in_any_order(gold, rows):
         return "order"
     if _distinct(rows) == _distinct(gold.rows()):
         return "duplicates"
@@ -105,43 +150,76 @@ def compare(gold: Denotation, columns: int, rows: list[tuple]) -> str | None:
 def column_orders(gold: Denotation, rows: list[tuple]) -> set[tuple[int, ...]]:
     """The orders of columns, other than the given one, in which the rows would equal gold's answer."""
     width = gold.column_count
-    if not 2 <= width <= _MAX_PERMUTED_COLUMNS or len(rows) != gold.row_count:
+    if width < 2 or not rows or len(rows) != gold.row_count:
         return set()
     found = set()
-    for order in permutations(range(width)):
+    tries = max(_FEWEST_ORDERS, _MAX_PAIRS // (len(rows) * width))
+    for order in islice(_possible_orders(gold, rows), tries):
         if order != tuple(range(width)) and _fills_window(gold, [tuple(row[index] for index in order) for row in rows]):
             found.add(order)
     return found
 
 
+def _possible_orders(gold: Denotation, rows: list[tuple]) -> Iterator[tuple[int, ...]]:
+    """Orders of columns in which each column of the rows holds what gold's column holds; all where a tie is cut."""
+    width = gold.column_count
+    if gold.cuts_tie():
+        return permutations(range(width))
+    expected = [[(row[index],) for row in gold.rows()] for index in range(width)]
+    found = [[(row[index],) for row in rows] for index in range(width)]
+    fitting = [[there for there in range(width) if includes(mine, found[there])] for mine in expected]
+
+    def extend(order: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+        if len(order) == width:
+            yield order
+            return
+        for index in fitting[len(order)]:
+            if index not in order:
+                yield from extend((*order, index))
+
+    return extend(())
+
+
 def _fills_window(gold: Denotation, rows: list[tuple]) -> bool:
-    """Whether each group's share of the window holds rows of that group, and a whole group all of them."""
+    """Whether each group's share of the window holds rows of that group; as many rows as the window has."""
     begin = 0
     for group in gold.groups:
         end = begin + len(group)
         first, last = max(begin, gold.start), min(end, gold.stop)
         if first < last:
-            missing, extra = unmatched(group, rows[first - gold.start : last - gold.start])
-            if extra or (missing and last - first == len(group)):
+            share = rows[first - gold.start : last - gold.start]
+            # Most groups are one row, and most rows are just gold's: no bags for those.
+            if not (len(group) == 1 and same_row(group[0], share[0])) and not includes(group, share):
                 return False
         begin = end
     return True
 
 
-def _unordered(gold: Denotation) -> Denotation:
-    """Gold with the order inside its window forgotten; rows outside the window only where a tie lets them in."""
-    rows: list[tuple] = []
+def _fills_window_in_any_order(gold: Denotation, rows: list[tuple]) -> bool:
+    """Whether the rows are one valid answer put into another order."""
+    whole: list[tuple] = []
+    cut: list[tuple[list[tuple], int]] = []
     begin = 0
     for group in gold.groups:
-        if begin < gold.stop and begin + len(group) > gold.start:
-            rows += group
-        begin += len(group)
-    return Denotation(gold.column_count, [rows], 0, gold.row_count, False)
-
-
-def _without_numbers(row: tuple) -> tuple:
-    return tuple(None if isinstance(cell, (int, float)) else (cell,) for cell in row)
+        end = begin + len(group)
+        share = min(end, gold.stop) - max(begin, gold.start)
+        if share == len(group):
+            whole += group
+        elif share > 0:
+            cut.append((group, share))
+        begin = end
+    if not cut:
+        return includes(whole, rows)
+    missing, rest = unmatched(whole, rows)
+    open_rows = [row for group, _ in cut for row in group]
+    enough = all(len(rest) - len(unmatched(group, rest)[1]) >= share for group, share in cut)
+    return not missing and enough and not unmatched(open_rows, rest)[1]
 
 
 def _distinct(rows: list[tuple]) -> set[tuple]:
-    return {tuple(float(f"{cell:.9g}") if isinstance(cell, float) else cell for cell in row) for row in rows}
+    return {tuple(_rounded(cell) for cell in row) for row in rows}
+
+
+def _rounded(cell: object) -> object:
+    """Numbers that same_cell takes as equal are mostly equal after this; only a reason hangs on it."""
+    return float(f"{cell:.12g}") if isinstance(cell, float) else cell

@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 
 from sqlglot import exp
 
+from reward.names import Names, Place
 from reward.schema import ColumnKey, Schema
 
-Place = tuple[str, str]
-"""(alias in FROM, column), both lower-cased."""
-
-_COMPARISONS = {exp.EQ: "=", exp.NEQ: "<>", exp.GT: ">", exp.GTE: ">=", exp.LT: "<", exp.LTE: "<=", exp.Like: "like"}
+COMPARISONS = {exp.EQ: "=", exp.NEQ: "<>", exp.GT: ">", exp.GTE: ">=", exp.LT: "<", exp.LTE: "<=", exp.Like: "like"}
+# What x is more than v where x - 1, x + 1, x * 1 or x / 1 is v.
+_SOLVED = {exp.Sub: 1, exp.Add: -1, exp.Mul: 0, exp.Div: 0}
 _MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "<>": "<>"}
 _NEGATED = {"=": "<>", "<>": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">", "like": "not like", "in": "not in"}
 _NEGATED |= {"between": "not between", "null": "not null"} | {"not like": "like", "not in": "in"}
@@ -26,20 +26,28 @@ class Condition:
 
 @dataclass
 class Scope:
-    """One SELECT: its tables by alias, its conditions joined by AND, its equal places, its groups and their wanted
-    sizes.
+    """One SELECT: its tables by alias in the order of FROM, its conditions joined by AND, its equal places, what it
+    shows, its groups, the sizes (`counts`) and other aggregates (`totals`: column, number) that HAVING compares, and
+    the number of rows after which LIMIT cuts (0: nowhere).
 
-    `links`: places whose value must be among those of a subquery, which is named by its index among the scopes;
-    `output`: the place of the column that an outer query links to.
+    `choices`: for each OR the conditions of its first branch, which stand in `conditions`, and of the other one.
+    `links`: (place, index of a scope, wanted): the place's value must be, or not be, among those of a subquery.
+    `output`: the place of the column that an outer query links to. `twin`: for a side of a set operation the index of
+    the other side and the pairs of places that both show.
     """
 
     tables: dict[str, str] = field(default_factory=dict)
     conditions: list[Condition] = field(default_factory=list)
     equal: list[tuple[Place, Place]] = field(default_factory=list)
-    links: list[tuple[Place, int]] = field(default_factory=list)
+    choices: list[tuple[list[Condition], list[Condition]]] = field(default_factory=list)
+    links: list[tuple[Place, int, bool]] = field(default_factory=list)
     output: Place | None = None
+    twin: tuple[int, list[tuple[Place, Place]]] | None = None
+    shown: list[Place] = field(default_factory=list)
     groups: list[Place] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
+    totals: list[tuple[Place, int | float]] = field(default_factory=list)
+    cut: int = 0
 
 
 @dataclass
@@ -76,66 +84,25 @@ def read_conditions(tree: exp.Expression | None, schema: Schema) -> Reading:
     for operation in tree.find_all(exp.SetOperation):
         left, right = operation.left, operation.right
         if isinstance(left, exp.Select) and isinstance(right, exp.Select):
+            pairs = []
             for mine, other in zip(left.expressions, right.expressions):
                 reader.share(reader.key(mine), reader.key(other))
+                places = reader.place(mine.unalias()), reader.place(other.unalias())
+                if all(places) and places[0][0] is left and places[1][0] is right:
+                    pairs.append((places[0][1], places[1][1]))
+            if pairs:
+                reading.scopes[reader.indices[id(left)]].twin = (reader.indices[id(right)], pairs)
     return reading
 
 
-class _Reader:
-    """Resolves columns through aliases, derived tables and common table expressions."""
+class _Reader(Names):
+    """Fills a Reading; `indices` numbers the SELECTs."""
 
     def __init__(self, schema: Schema, reading: Reading, indices: dict[int, int]):
-        self.schema = schema
+        super().__init__(schema)
         self.reading = reading
         self.indices = indices
         self.outputs: dict[int, Place] = {}
-
-    def sources(self, select: exp.Select) -> dict[str, exp.Expression]:
-        """FROM and JOIN items of a SELECT by lower-cased alias."""
-        items = [select.args["from_"].this] if select.args.get("from_") else []
-        items += [join.this for join in select.args.get("joins") or []]
-        return {item.alias_or_name.lower(): item for item in items}
-
-    def place(self, column: exp.Expression | None) -> tuple[exp.Select, Place, str] | None:
-        """(SELECT that binds the column, its place there, its table), or None where it is no column of a stored
-        table.
-        """
-        if not isinstance(column, exp.Column):
-            return None
-        name, qualifier = column.name.lower(), column.table.lower()
-        select = column.parent_select
-        while select is not None:
-            if isinstance(select, exp.Select):
-                for alias, item in self.sources(select).items():
-                    if qualifier and alias != qualifier:
-                        continue
-                    table = self.stored(item)
-                    if table and name in self.schema.tables[table].columns:
-                        return select, (alias, name), table
-                    inner = self.projection(item, name)
-                    if inner is not None:
-                        return self.place(inner)
-            select = select.parent_select
-        return None
-
-    def stored(self, item: exp.Expression) -> str | None:
-        name = item.name.lower() if isinstance(item, exp.Table) else ""
-        return name if name in self.schema.tables else None
-
-    def projection(self, item: exp.Expression, name: str) -> exp.Expression | None:
-        """The expression behind a column of a derived table or common table expression."""
-        query = item.this if isinstance(item, exp.Subquery) else None
-        if isinstance(item, exp.Table):
-            for cte in item.root().find_all(exp.CTE):
-                if cte.alias.lower() == item.name.lower():
-                    query = cte.this
-        if not isinstance(query, exp.Select):
-            return None
-        return next((e.unalias() for e in query.expressions if e.alias_or_name.lower() == name), None)
-
-    def key(self, expression: exp.Expression | None) -> ColumnKey | None:
-        found = self.place(expression.unalias()) if expression is not None else None
-        return (found[2], found[1][1]) if found else None
 
     def share(self, left: ColumnKey | None, right: ColumnKey | None) -> None:
         if left and right and left != right:
@@ -143,14 +110,11 @@ class _Reader:
 
     def scope(self, select: exp.Select) -> Scope:
         scope = Scope()
-        for alias, item in self.sources(select).items():
-            table = self.stored(item)
-            if table:
-                scope.tables[alias] = table
+        scope.tables.update(self.tables(select))
         predicates = [join.args["on"] for join in select.args.get("joins") or [] if join.args.get("on")]
         predicates += [select.args["where"].this] if select.args.get("where") else []
         for predicate in predicates:
-            for part in _conjuncts(predicate):
+            for part in conjuncts(predicate):
                 self.read(part, select, scope, False)
         for join in select.args.get("joins") or []:
             for column in join.args.get("using") or []:
@@ -167,18 +131,39 @@ class _Reader:
         if scope.groups:
             self.read_dependencies(select, scope)
         if select.args.get("having"):
-            for part in _conjuncts(select.args["having"].this):
-                value = literal_value(part.args.get("expression"))
-                if isinstance(part.this, exp.Count) and isinstance(value, int):
-                    scope.counts.append(value)
-                elif isinstance(value, (int, float)) and part.this is not None:
-                    for column in part.this.find_all(exp.Column):
-                        self.remember(self.key(column), [value])
+            for part in select.args["having"].find_all(*COMPARISONS, exp.Between):
+                for key in ("expression", "low", "high"):
+                    self.read_total(part.this, literal_value(part.args.get(key)), select, scope)
+        scope.shown += [
+            found[1]
+            for item in select.expressions
+            if (found := self.place(item.unalias())) and found[0] is select and found[1] not in scope.shown
+        ]
+        for clause in ("limit", "offset"):
+            value = literal_value(select.args[clause].expression) if select.args.get(clause) else None
+            scope.cut += value if isinstance(value, int) and value > 0 else 0
         for function in select.find_all(exp.Sum, exp.Avg):
             key = self.key(function.this)
             if key:
                 self.reading.numeric.add(key)
+        for term in select.find_all(exp.Add, exp.Sub, exp.Mul, exp.Div):
+            # Small numbers, so that sums and differences meet what they are compared with.
+            for side in (term.this, term.expression):
+                self.remember(self.key(side), [1, 2])
+            if isinstance(term.parent, exp.EQ):
+                other = term.parent.this if term.parent.expression is term else term.parent.expression
+                self.remember(self.key(other) if isinstance(other, exp.Column) else None, [2, 3])
         return scope
+
+    def read_total(self, aggregate: exp.Expression, value: object, select: exp.Select, scope: Scope) -> None:
+        """What HAVING compares an aggregate with."""
+        if isinstance(aggregate, exp.Count) and isinstance(value, int):
+            scope.counts.append(value)
+        elif isinstance(value, (int, float)) and aggregate is not None:
+            for column in aggregate.find_all(exp.Column):
+                self.remember(self.key(column), [value])
+                if (found := self.place(column)) and found[0] is select:
+                    scope.totals.append((found[1], value))
 
     def read_dependencies(self, select: exp.Select, scope: Scope) -> None:
         """Columns shown bare beside GROUP BY have one value a group only if a column of their table settles them."""
@@ -193,7 +178,9 @@ class _Reader:
                 if alias == found[1][0]:
                     key = (found[2], column)
                     self.reading.determining.setdefault(key, set()).add(found[1][1])
-                    if len(scope.tables) > 1:
+                    partners = {p for pair in scope.equal if (alias, column) in pair for p in pair if p[0] != alias}
+                    refers = any(self.schema.tables[scope.tables[other]].is_key(name) for other, name in partners)
+                    if len(scope.tables) > 1 and not refers:
                         self.reading.keys.add(key)
 
     def remember(self, key: ColumnKey | None, values: list) -> None:
@@ -205,19 +192,26 @@ class _Reader:
             self.reading.numeric.add(key)
 
     def read(self, part: exp.Expression, select: exp.Select, scope: Scope, negated: bool) -> None:
-        """Takes one predicate into the scope. Of an OR every branch gives its literals, the first one the condition."""
+        """Takes one predicate into the scope; of an OR the first branch, which is enough for a row to satisfy it."""
         part = part.unnest()
         if isinstance(part, exp.Not):
             return self.read(part.this, select, scope, not negated)
         if isinstance(part, (exp.Or, exp.And)):
-            # One branch of an OR is enough for a row that satisfies it; the other still gives its literals.
-            alternatives = isinstance(part, exp.Or) != negated
-            self.read(part.left, select, scope, negated)
-            self.read(part.right, select, Scope() if alternatives else scope, negated)
+            branches = scope, scope
+            if isinstance(part, exp.Or) != negated:
+                branches = Scope(scope.tables), Scope(scope.tables)
+            self.read(part.left, select, branches[0], negated)
+            self.read(part.right, select, branches[1], negated)
+            if branches[0] is not scope:
+                scope.choices += [*branches[0].choices, (branches[0].conditions, branches[1].conditions)]
+                scope.conditions += branches[0].conditions
+                scope.equal += branches[0].equal
+                scope.links += branches[0].links
             return None
         operator, values, column = None, [], part.this
-        if type(part) in _COMPARISONS:
-            operator = _COMPARISONS[type(part)]
+        if type(part) in COMPARISONS:
+            negated = negated != bool(part.args.get("negate"))  # NOT LIKE is one node
+            operator = COMPARISONS[type(part)]
             other = part.expression
             if literal_value(column) is not None and operator in _MIRRORED:
                 column, other, operator = other, column, _MIRRORED[operator]
@@ -227,6 +221,9 @@ class _Reader:
                 return self.relate(column, other, operator, select, scope, negated)
         elif isinstance(part, exp.Between):
             operator, values = "between", [literal_value(part.args["low"]), literal_value(part.args["high"])]
+            if values.count(None) == 1 and not negated:
+                operator = ">=" if values[1] is None else "<="
+                values.remove(None)
         elif isinstance(part, exp.In) and part.args.get("query") is not None:
             return self.relate(column, part.args["query"], "in", select, scope, negated)
         elif isinstance(part, exp.In):
@@ -237,6 +234,12 @@ class _Reader:
             return None
         for inner in [column] if isinstance(column, exp.Column) else column.find_all(exp.Column):
             self.remember(self.key(inner), values)
+        if type(column) in _SOLVED and not isinstance(values[0], str):
+            # One side set to 1 settles the other.
+            second = self.place(column.expression)
+            if second and second[0] is select:
+                scope.conditions.append(Condition(second[1], "=", [1]))
+                column, values = column.this, [value + _SOLVED[type(column)] for value in values]
         found = self.place(column)
         if found and found[0] is select:
             scope.conditions.append(Condition(found[1], _NEGATED[operator] if negated else operator, values))
@@ -252,12 +255,12 @@ class _Reader:
             column = projected if isinstance(projected, exp.Column) else projected.find(exp.Column)
             mine, output = self.place(left), self.place(column)
             self.share(self.key(left), self.key(column))
-            if mine and output and mine[0] is select and output[0] is inner and operator in ("=", "in") and not negated:
-                scope.links.append((mine[1], self.indices[id(inner)]))
-                where = inner.args.get("where")
-                for part in _conjuncts(where.this) if where and operator == "=" else ():
+            if operator != "in" and inner.args.get("where") and not projected.find(exp.AggFunc):
+                for part in conjuncts(inner.args["where"].this):
                     if isinstance(part, exp.EQ) and self.key(part.this) and literal_value(part.expression) is not None:
                         self.reading.single.append((self.key(part.this), literal_value(part.expression)))
+            if mine and output and mine[0] is select and output[0] is inner and operator in ("=", "in"):
+                scope.links.append((mine[1], self.indices[id(inner)], not negated))
                 self.outputs[self.indices[id(inner)]] = output[1]
             return
         self.share(self.key(left), self.key(right))
@@ -266,10 +269,11 @@ class _Reader:
             scope.equal.append((mine[1], other[1]))
 
 
-def _conjuncts(predicate: exp.Expression) -> list[exp.Expression]:
+def conjuncts(predicate: exp.Expression) -> list[exp.Expression]:
+    """The parts that AND joins."""
     predicate = predicate.unnest()
     if isinstance(predicate, exp.And):
-        return _conjuncts(predicate.left) + _conjuncts(predicate.right)
+        return conjuncts(predicate.left) + conjuncts(predicate.right)
     return [predicate]
 
 

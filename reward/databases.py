@@ -2,27 +2,36 @@
 
 Tidy databases keep the natural constraints (no NULLs, valid foreign keys, unique keys and labels); near ones break
 them. Both hold gold's literals, near misses, random values, and for each SELECT rows that satisfy it or break one
-condition alone. Everything follows from (schema, reading, tier, seed).
+condition alone. Everything follows from (schema, reading, tier, variant, seed).
 """
 
 import hashlib
 import marshal
 import random
 
-from reward.conditions import Place, Reading, Scope
+from reward.conditions import Reading
+from reward.pools import Pools
 from reward.sandbox import Database
-from reward.schema import ColumnKey, Schema, Table
-from reward.values import candidates_for, fresh_value, holds, near_misses, random_value
+from reward.schema import Schema, Table
+from reward.values import fresh_value, holds, near_misses
+from reward.witnesses import Row, Witnesses
 
-_RANDOM_ROWS = 7
-_MAX_ROUNDS = 9
-_MAX_GROUP = 260
-Row = dict[str, object]
+VARIANTS = ("plain", "flat", "starved")
+_RANDOM_ROWS = (3, 6, 6, 9, 14)  # a table; few rows show what many hide, as a group of one row does
+_UNUSED_ROWS = 3
+_NULL_SHARES = (0.03, 0.06, 0.25)
+_TWINS = 4
 
 
-def make_database(schema: Schema, reading: Reading, tier: str, seed: str, unique_labels: bool = True) -> Database:
-    """One database; `tier` is tidy or near, `seed` any text. `unique_labels` False where gold groups rows by label."""
-    rows = _Filler(schema, reading, tier, random.Random(seed), unique_labels).fill()
+def make_database(
+    schema: Schema, reading: Reading, tier: str, seed: str, unique_labels: bool = True, variant: str = "plain"
+) -> Database:
+    """One database; `tier` is tidy or near, `seed` any text. `unique_labels` False where gold groups rows by label.
+
+    variant: `flat` has the same number in all rows of a column of measures, `starved` (near only) lacks the rows that
+    one condition or one join of gold looks for.
+    """
+    rows = _Filler(schema, reading, tier, random.Random(seed), unique_labels, variant).fill()
     packed = tuple(
         (
             table.name,
@@ -37,43 +46,23 @@ def make_database(schema: Schema, reading: Reading, tier: str, seed: str, unique
 
 
 class _Filler:
-    def __init__(self, schema: Schema, reading: Reading, tier: str, rng: random.Random, unique_labels: bool):
+    def __init__(
+        self, schema: Schema, reading: Reading, tier: str, rng: random.Random, unique_labels: bool, variant: str
+    ):
         self.schema = schema
         self.reading = reading
         self.near = tier == "near"
         self.rng = rng
         self.unique_labels = unique_labels and not self.near
-        self.parents = self._foreign_keys()
-        self.root: dict[ColumnKey, ColumnKey] = {}
-        self.pools = self._make_pools()
-        self.rows: dict[str, list[Row]] = {name: [] for name in schema.tables}
-        self.outputs: dict[int, object] = {}
-        self.used_keys: dict[ColumnKey, set] = {}
+        self.starved = variant == "starved"
+        self.pools = Pools(schema, reading, self.near, rng, variant == "flat")
+        self.witnesses = Witnesses(self.pools, reading.scopes, self.near, rng)
+        self.rows = self.witnesses.rows
 
     def fill(self) -> dict[str, list[Row]]:
-        """Rows of every table: witnesses first, so that repairs change random rows rather than them."""
-        for index, scope in reversed(list(enumerate(self.reading.scopes))):
-            # Subqueries come first: what links to them takes the value of their first witness.
-            rounds: list[int | None] = [None, None, *range(len(scope.conditions))]
-            for broken in rounds[:_MAX_ROUNDS]:
-                values = self._witness(scope, broken)
-                if scope.output is not None:
-                    self.outputs.setdefault(index, values[scope.output])
-        for scope in self.reading.scopes:
-            if scope.groups:
-                self._groups(scope)
-        used = {table for scope in self.reading.scopes for table in scope.tables.values()}
-        for name, table in self.schema.tables.items():
-            count = _RANDOM_ROWS if name in used or not used else 3
-            for _ in range(count):
-                self.rows[name].append({})
-            if self.near and self.rows[name]:
-                self.rows[name] += [dict(self.rng.choice(self.rows[name])) for _ in range(2)]
-        for name, table in self.schema.tables.items():
-            for row in self.rows[name]:
-                for column in table.columns:
-                    if column not in row:
-                        row[column] = self._pick((name, column))
+        """Rows of every table: witnesses stand first, so that repairs change random rows rather than them."""
+        self._add_random_rows()
+        self._add_twins()
         for (name, column), value in self.reading.single:
             others = near_misses(value, near=False)
             for row in [row for row in self.rows[name] if row[column] == value][1:]:
@@ -81,156 +70,41 @@ class _Filler:
         for name, table in self.schema.tables.items():
             self._make_unique(name, table)
         for name, table in self.schema.tables.items():
-            self._settle_dependents(name)
             if self.near:
                 self._add_orphans(name)
                 self._add_nulls(name, table)
             else:
-                self._repair_foreign_keys(name, table)
-            self.rng.shuffle(self.rows[name])
+                self._repair_foreign_keys(name)
+        for name in self.schema.tables:
+            self._settle_dependents(name)
+        if self.near and self.starved:
+            self._starve()
+        for rows in self.rows.values():
+            self.rng.shuffle(rows)
         return self.rows
 
-    def _foreign_keys(self) -> dict[ColumnKey, ColumnKey]:
-        """Declared parents, and those that gold's joins suggest: the other side is a key."""
-        parents = {}
+    def _add_random_rows(self) -> None:
+        count = self.rng.choice(_RANDOM_ROWS)
+        used = {table for scope in self.reading.scopes for table in scope.tables.values()}
         for name, table in self.schema.tables.items():
-            for child, parent, target in table.foreign_keys:
-                parents[(name, child)] = (parent, target)
-        for pair in self.reading.shared:
-            for child, parent in (pair, pair[::-1]):
-                if self._is_key(parent) and not self._is_key(child) and child[0] != parent[0]:
-                    parents.setdefault(child, parent)
-        return parents
+            rows = self.rows[name]
+            rows += [{} for _ in range(count if name in used or not used else _UNUSED_ROWS)]
+            if self.near:
+                rows += [dict(self.rng.choice(rows)) for _ in range(2)]
+            for row in rows:
+                for column in table.columns:
+                    if column not in row:
+                        row[column] = self.pools.pick((name, column))
 
-    def _is_key(self, key: ColumnKey) -> bool:
-        return key in self.reading.keys or self.schema.tables[key[0]].is_key(key[1])
-
-    def _make_pools(self) -> dict[ColumnKey, list]:
-        """One pool of values for all columns that gold or a foreign key ties together."""
-        for name, table in self.schema.tables.items():
-            for column in table.columns:
-                self.root[(name, column)] = (name, column)
-        for left, right in [*self.reading.shared, *self.parents.items()]:
-            first, second = self._find(left), self._find(right)
-            if first != second:
-                self.root[max(first, second)] = min(first, second)
-        members: dict[ColumnKey, list[ColumnKey]] = {}
-        for key in self.root:
-            members.setdefault(self._find(key), []).append(key)
-        pools = {}
-        for root, keys in members.items():
-            pool: list = []
-            for key in keys:
-                for literal in self.reading.literals.get(key, ()):
-                    fits = "%" not in str(literal) and "_" not in str(literal)
-                    pool += [literal] * 2 * fits + near_misses(literal, self.near)
-            samples = [value for key in keys for value in self.schema.column(key).samples]
-            if samples:
-                pool += self.rng.sample(samples, min(8, len(samples)))
-            keyed = any(self._is_key(key) for key in keys)
-            numeric = any(key in self.reading.numeric for key in keys)
-            wanted = 12 if keyed else 5
-            while len(pool) < wanted or (not samples and wanted and len(pool) < wanted + 3 and self.rng.random() < 0.7):
-                pool.append(random_value(self.schema.column(keys[0]), numeric, self.rng))
-            pools[root] = pool
-        return pools
-
-    def _find(self, key: ColumnKey) -> ColumnKey:
-        while self.root[key] != key:
-            key = self.root[key]
-        return key
-
-    def _pick(self, key: ColumnKey) -> object:
-        """A value of the column's pool; numbers sometimes outside it, so that sums and orders have few ties."""
-        pool = self.pools[self._find(key)]
-        column = self.schema.column(key)
-        measured = column.affinity in ("integer", "real", "numeric") or key in self.reading.numeric
-        if measured and self._find(key) == key and not column.samples and self.rng.random() < 0.4:
-            return random_value(column, key in self.reading.numeric, self.rng)
-        return pool[min(int(self.rng.random() ** 1.3 * len(pool)), len(pool) - 1)]
-
-    def _witness(
-        self, scope: Scope, broken: int | None, shared: dict[Place, object] | None = None
-    ) -> dict[Place, object]:
-        """Adds one row a table that together satisfy all conditions, or all but the one with the index `broken`."""
-        values = {place: self.outputs[index] for place, index in scope.links if index in self.outputs} | (shared or {})
-        groups: dict[Place, Place] = {}
-        for left, right in scope.equal:
-            first, second = self._group(groups, left), self._group(groups, right)
-            groups[first] = second
-        wanted: dict[Place, list[tuple]] = {}
-        for index, condition in enumerate(scope.conditions):
-            wanted.setdefault(self._group(groups, condition.place), []).append((condition, index != broken))
-        places = {place for pair in scope.equal for place in pair} | {condition.place for condition in scope.conditions}
-        places |= set(values) | ({scope.output} if scope.output else set())
-        chosen: dict[Place, object] = {}
-        for place in sorted(places):
-            leader = self._group(groups, place)
-            if place in values:
-                chosen.setdefault(leader, values[place])
-            if leader not in chosen:
-                keyed = any(
-                    self._is_key((scope.tables[alias], column))
-                    for alias, column in places
-                    if self._group(groups, (alias, column)) == leader
-                )
-                chosen[leader] = self._choose((scope.tables[leader[0]], leader[1]), wanted.get(leader, []), keyed)
-            values[place] = chosen[leader]
-        for alias, table in scope.tables.items():
-            row = {column: value for (owner, column), value in values.items() if owner == alias}
-            self.rows[table].append(row)
-        return values
-
-    def _group(self, groups: dict[Place, Place], place: Place) -> Place:
-        while groups.get(place, place) != place:
-            place = groups[place]
-        return place
-
-    def _choose(self, key: ColumnKey, wanted: list[tuple], keyed: bool = False) -> object:
-        """A value for which each condition holds or fails as wanted; the pool's where none does.
-
-        keyed: one that no witness took before where there is one, because two rows with the same key cannot both stay.
-        """
-        options = list(self.pools[self._find(key)])
-        for condition, _ in wanted:
-            options += candidates_for(condition)
-        if any(condition.operator == "null" for condition, _ in wanted):
-            options.append(None)
-        fitting = [value for value in options if all(holds(condition, value) == want for condition, want in wanted)]
-        if keyed:
-            used = self.used_keys.setdefault(self._find(key), set())
-            unused = [value for value in fitting if value not in used]
-            if not unused and not wanted:
-                unused = [fresh_value(used | set(options), options[0], self.rng)]
-            fitting = unused or fitting
-        value = self.rng.choice(fitting or options)
-        if keyed:
-            used.add(value)
-        return value
-
-    def _groups(self, scope: Scope) -> None:
-        """Groups of one row less than HAVING asks, as many, and one more; without HAVING some of different sizes."""
-        sizes = {count + step for count in scope.counts for step in (-1, 0, 1)} or {1, 3, self.rng.randint(2, 5)}
-        many = self._many_side(scope)
-        if not many:
-            return
-        for size in sorted(size for size in sizes if 0 < size <= _MAX_GROUP):
-            values = self._witness(scope, None, {place: self._group_value(scope, place) for place in scope.groups})
-            fixed = {place: value for place, value in values.items() if place[0] in many}
-            for _ in range(size - 1):
-                for alias in many:
-                    self.rows[scope.tables[alias]].append({p[1]: v for p, v in fixed.items() if p[0] == alias})
-
-    def _group_value(self, scope: Scope, place: Place) -> object:
-        return self._choose(
-            (scope.tables[place[0]], place[1]), [(c, True) for c in scope.conditions if c.place == place]
-        )
-
-    def _many_side(self, scope: Scope) -> list[str]:
-        """The aliases of which a group can hold several rows: not joined or grouped by their own key."""
-        joined = {place for pair in scope.equal for place in pair} | set(scope.groups)
-        unique = {alias for alias, column in joined if self._is_key((scope.tables[alias], column))}
-        return [alias for alias in scope.tables if alias not in unique][:1]
+    def _add_twins(self) -> None:
+        """Copies of some satisfying rows, with another value in one column: duplicates of what gold shows, and ties."""
+        satisfying = self.witnesses.satisfying
+        for name, row in self.rng.sample(satisfying, min(len(satisfying), _TWINS)):
+            twin = dict(row)
+            column = self.rng.choice(list(self.schema.tables[name].columns))
+            if self.rng.random() < 0.7:
+                twin[column] = self.pools.pick((name, column))
+            self.rows[name].append(twin)
 
     def _make_unique(self, name: str, table: Table) -> None:
         """Declared keys are unique in every tier; inferred keys and labels in tidy databases."""
@@ -259,42 +133,57 @@ class _Filler:
 
     def _settle_dependents(self, name: str) -> None:
         """Rows of one table that agree in a determining column agree in what it settles."""
+        keys = self.schema.tables[name].keys
+        unique = {column for column in self.schema.tables[name].columns if (column,) in keys}
         for (owner, column), dependents in self.reading.determining.items():
             firsts: dict[object, Row] = {}
             for row in self.rows[name] if owner == name else ():
                 first = firsts.setdefault(row[column], row)
-                row.update((dependent, first[dependent]) for dependent in dependents - set(self._unique_columns(name)))
+                row.update((dependent, first[dependent]) for dependent in dependents - unique)
 
-    def _unique_columns(self, name: str) -> list[str]:
-        return [column for column in self.schema.tables[name].columns if (column,) in self.schema.tables[name].keys]
-
-    def _repair_foreign_keys(self, name: str, table: Table) -> None:
+    def _repair_foreign_keys(self, name: str) -> None:
         """Children point at parents that exist, and some parents have no child."""
-        for (child_table, child), (parent, target) in self.parents.items():
+        for (child_table, child), (parent, target) in self.pools.parents.items():
             if child_table != name or not self.rows[parent]:
                 continue
             existing = [row[target] for row in self.rows[parent]]
             known = set(existing)
+            childless = self.witnesses.childless.get((parent, target), set())
+            eligible = [value for value in existing[: max(1, len(existing) * 2 // 3)] if value not in childless]
             for row in self.rows[name]:
                 if row[child] not in known:
-                    row[child] = self.rng.choice(existing[: max(1, len(existing) * 2 // 3)])
+                    row[child] = self.rng.choice(eligible or existing)
 
     def _add_orphans(self, name: str) -> None:
         """One row a foreign key points at no parent, unless the column is a key itself."""
-        for (child_table, child), (parent, target) in self.parents.items():
-            if child_table == name and self.rows[name] and not self._is_key((name, child)):
+        for (child_table, child), (parent, target) in self.pools.parents.items():
+            if child_table == name and self.rows[name] and not self.pools.is_key((name, child)):
                 existing = {row[target] for row in self.rows[parent]}
                 row = self.rng.choice(self.rows[name])
                 row[child] = fresh_value(existing, row[child], self.rng)
 
     def _add_nulls(self, name: str, table: Table) -> None:
-        keys = {column for key in table.keys for column in key}
-        for (owner, column), dependents in self.reading.determining.items():
-            keys |= {column, *dependents} if owner == name else set()
-        for column, declared in table.columns.items():
-            if column in keys or declared.required:
+        """One NULL at least in each column that may have it, and in some columns many."""
+        for column in table.columns:
+            if not self.pools.nullable((name, column)) or not self.rows[name]:
                 continue
-            certain = self.rng.choice(self.rows[name]) if self.rows[name] else None
+            certain = self.rng.choice(self.rows[name])
+            share = self.rng.choice(_NULL_SHARES)
             for row in self.rows[name]:
-                if row is certain or self.rng.random() < 0.06:
+                if row is certain or self.rng.random() < share:
                     row[column] = None
+
+    def _starve(self) -> None:
+        """Takes away what one join or one condition of gold looks for."""
+        targets: list[tuple] = [
+            (table, None) for scope in self.reading.scopes for table in list(scope.tables.values())[1:]
+        ]
+        targets += [
+            (scope.tables[condition.place[0]], condition)
+            for scope in self.reading.scopes
+            for condition in scope.conditions
+        ]
+        if targets:
+            table, condition = self.rng.choice(targets)
+            kept = [row for row in self.rows[table] if condition and not holds(condition, row[condition.place[1]])]
+            self.rows[table] = kept

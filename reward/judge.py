@@ -4,34 +4,37 @@ r"""Judges SQL candidates against gold by running both: correct, wrong or unclea
         [--databases given|generated|both] [--workers N] [--seed S]
 """
 
-import hashlib
+import sys
+
+if __name__ == "__main__":  # before the imports below, which take a third of a second: --help is to be instant
+    from reward.command import main_judge
+
+    sys.exit(main_judge())
+
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 
-from reward.compare import column_orders, compare
-from reward.gate import MAX_SQL_CHARACTERS, gate
-from reward.queries import is_volatile, quoted_value_as_string, unknown_quoted_name
-from reward.sandbox import Outcome, Sandbox
+from reward.answering import Lost, answer_here
+from reward.cache import SuiteCache
+from reward.connection import fingerprint
+from reward.gate import MAX_SQL_CHARACTERS
+from reward.pool import Pool, batches
+from reward.progress import with_progress
+from reward.queries import is_volatile, plain_values_as_strings
+from reward.sandbox import Database, DatabaseError, Job, Outcome, Sandbox
 from reward.suite import Member, Suite, SuiteBuilder
-from reward.trace import first_differences, result_bytes
+from reward.trace import DIGEST_BYTES, result_digest
+from reward.verdicts import Candidate, conclude, gold_line, read_candidates, requote, verdict, weigh
 
 DATABASES = ("both", "given", "generated")
 _CACHED_SUITES = 256
 _MAX_QUOTED_NAMES = 20
-
-
-@dataclass
-class _Candidate:
-    """One distinct candidate text on its way through the databases."""
-
-    sql: str
-    verdict: dict | None = None
-    suspicion: dict | None = None
-    orders: set[tuple[int, ...]] | None = None
-    digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
-    row_counts: list[int] = field(default_factory=list)
+# What goes to the worker in one message; fewer candidates, and the message's own cost would count.
+_TOGETHER_QUESTIONS = 32
+_TOGETHER_CANDIDATES = 128
+_REMEMBERED_MEMBERS = 4096
+_REMEMBERED_ANSWERS = 8
 
 
 class Judge:
@@ -44,6 +47,7 @@ class Judge:
     `gold_bad`. Limits: a statement over vm_step_budget steps of SQLite's virtual machine, over heap_limit_mib, or
     with more than row_limit rows or byte_limit_mib of cells is `wrong`; cpu_limit_s and wall_limit_s only end a
     worker that hangs inside one function, which makes `unclear`. Verdicts follow from (task, seed, limits) alone.
+    `cache`: a folder where suites are kept from run to run (`reward.cache`), None for none.
     """
 
     def __init__(
@@ -52,10 +56,10 @@ class Judge:
         databases: str = "both",
         workers: int = 1,
         seed: int = 0,
-        tidy: int = 2,
-        near: int = 1,
-        attempts: int = 8,
-        mutants: int = 24,
+        tidy: int = 3,
+        near: int = 3,
+        attempts: int = 10,
+        mutants: int = 40,
         min_kill_score: float = 0.5,
         vm_step_budget: int = 20_000_000,
         heap_limit_mib: int = 96,
@@ -64,6 +68,7 @@ class Judge:
         cpu_limit_s: float = 6.0,
         wall_limit_s: float = 60.0,
         max_sql_characters: int = MAX_SQL_CHARACTERS,
+        cache: str | os.PathLike | None = None,
     ):
         if databases not in DATABASES:
             raise ValueError(f"databases is {databases!r}; allowed are {', '.join(DATABASES)}; choose one of them")
@@ -92,6 +97,12 @@ class Judge:
         self.sandbox = Sandbox(**limits)
         self._builder = SuiteBuilder(self.sandbox, **suite)
         self._suites: OrderedDict[tuple, Suite] = OrderedDict()
+        self._pool: Pool | None = None
+        self._cache = SuiteCache(cache, self._builder, suite | limits) if cache is not None else None
+        # Where the cache has failed, no process needs to find that out again.
+        self.arguments["cache"] = os.path.abspath(cache) if self._cache and self._cache.usable else None
+        self._ddls: OrderedDict[str, str] = OrderedDict()
+        self._answers: OrderedDict[tuple[str, str], dict[bytes, bytes]] = OrderedDict()
 
     def __enter__(self) -> "Judge":
         return self
@@ -100,20 +111,37 @@ class Judge:
         self.close()
 
     def close(self) -> None:
-        """Ends the worker process."""
+        """Ends the worker processes."""
         self.sandbox.close()
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+        if self._cache:
+            self._cache.close()
 
     def stream(self, tasks: Iterable[dict], progress: bool = False) -> Iterator[dict]:
-        """Verdict lines of many tasks in their order, over `workers` processes. Raises ValueError at a malformed
+        """Verdict lines of many tasks in their order, over `workers` processes; any iterable, read a little ahead.
+
+        progress: a bar on standard error, with a total where `tasks` has a length. Raises ValueError at a malformed
         task.
         """
-        from reward.pool import map_in_processes, with_progress
-
-        if self.workers == 1:
-            lines = map(self.question, tasks)
-        else:
-            lines = map_in_processes("judge", self.arguments, map(checked_task, tasks), self.workers)
+        answers = self.answers(Judge.questions, map(checked_task, tasks))
+        lines = (lost_line(task, line.detail) if isinstance(line, Lost) else line for task, line in answers)
         yield from with_progress(lines, tasks, "judge", progress)
+
+    def answers(
+        self,
+        work: Callable[["Judge", list], list],
+        questions: Iterable,
+        task: Callable[[object], dict] = lambda question: question,
+    ) -> Iterator[tuple[object, object]]:
+        """(question, its answer of work(judge, several questions) or Lost) in order, over `workers` processes; see
+        `reward.pool.Pool`.
+        """
+        if self.workers == 1:
+            return (pair for batch in batches(questions) for pair in zip(batch, answer_here(work, self, batch)))
+        self._pool = self._pool or Pool(self.arguments, self.workers)
+        return self._pool.answer(work, questions, task)
 
     def question(self, task: dict) -> dict:
         """The verdict line of one task line: `{"id", "gold": {...}, "verdicts": [{"verdict", "reason", "trace"},
@@ -121,75 +149,141 @@ class Judge:
 
         A candidate of None is an abstention. Raises ValueError where the task is malformed.
         """
-        checked_task(task)
-        candidates = task["candidates"]
-        if task["gold"] is None:
-            gold = _gold_line(Suite("unanswerable"))
-            verdicts = [
-                _verdict("correct", "abstained", {}) if sql is None else _verdict("wrong", "unanswerable", {})
-                for sql in candidates
-            ]
-            return {"id": task["id"], "gold": gold, "verdicts": verdicts}
-        suite = self.suite(task["gold"], task.get("database"), task.get("context"))
-        if suite.status != "ok":
-            trace = {"message": suite.detail}
-            verdicts = [_verdict("gold_bad", suite.reason, trace) for _ in candidates]
-        else:
-            verdicts = self._judge(suite, candidates)
-        return {"id": task["id"], "gold": _gold_line(suite), "verdicts": verdicts}
+        return self.questions([task])[0]
+
+    def questions(self, tasks: list[dict]) -> list[dict]:
+        """The verdict lines of several tasks at once, in their order: the worker gets them in one message."""
+        lines: list[dict] = []
+        group: list[dict] = []
+        candidates = 0
+        for task in tasks:
+            group.append(checked_task(task))
+            candidates += len(task["candidates"])
+            if len(group) == _TOGETHER_QUESTIONS or candidates >= _TOGETHER_CANDIDATES:
+                lines += self._together(group)
+                group = []
+                candidates = 0
+        return lines + self._together(group)
+
+    def _together(self, tasks: list[dict]) -> list[dict]:
+        lines: list[dict] = []
+        asked: list[tuple[Suite, list[Candidate]]] = []
+        for task in tasks:
+            candidates = task["candidates"]
+            if task["gold"] is None:
+                suite = Suite("unanswerable")
+                verdicts = [
+                    verdict("correct", "abstained", {}) if sql is None else verdict("wrong", "unanswerable", {})
+                    for sql in candidates
+                ]
+            else:
+                suite = self.suite(task["gold"], task.get("database"), task.get("context"))
+                verdicts = [verdict("gold_bad", suite.reason, {"message": suite.detail}) for _ in candidates]
+            if suite.status == "ok":
+                asked.append((suite, read_candidates(candidates, self.max_sql_characters)))
+            lines.append({"id": task["id"], "gold": gold_line(suite), "verdicts": verdicts})
+        for level in range(max((len(suite.members) for suite, _ in asked), default=0)):
+            active = []
+            for suite, entries in asked:
+                distinct = list({id(entry): entry for entry in entries if entry.verdict is None}.values())
+                if distinct and level < len(suite.members):
+                    active.append((suite, suite.members[level], distinct))
+            if active:
+                self._run_level(active)
+        judged = iter(asked)
+        for line in lines:
+            if line["gold"]["status"] == "ok":
+                suite, entries = next(judged)
+                line["verdicts"] = conclude(entries, suite)
+        return lines
 
     def suite(self, gold: str, database: str | None = None, context: str | None = None) -> Suite:
-        """The databases of one question with gold's answers; kept for the questions asked last."""
+        """The databases of one question with gold's answers; kept for the questions asked last, and in the cache."""
         key = (gold, database, context)
         if key not in self._suites:
-            self._suites[key] = self._builder.build(gold, database, context)
+            try:
+                self._suites[key] = (self._cache or self._builder).build(gold, database, context)
+            except (OSError, DatabaseError) as error:  # the file is not there, or no longer
+                detail = getattr(error, "strerror", None) or str(error)
+                return Suite("gold_bad", "schema", f"database {database!r} cannot be read: {detail}")
             if len(self._suites) > _CACHED_SUITES:
                 self._suites.popitem(last=False)
         self._suites.move_to_end(key)
         return self._suites[key]
 
-    def _judge(self, suite: Suite, candidates: list[str | None]) -> list[dict]:
-        distinct: dict[str, _Candidate] = {}
-        entries: list[_Candidate] = []
-        for text in candidates:
-            if text is None:
-                entries.append(_Candidate("", _verdict("wrong", "abstained", {})))
-                continue
-            gated = gate(text, self.max_sql_characters)
-            if gated.sql is None:
-                entries.append(_Candidate("", _verdict("wrong", gated.reason, {"message": gated.message})))
-            else:
-                entries.append(distinct.setdefault(gated.sql, _Candidate(gated.sql)))
-        for member in suite.members:
-            active = [entry for entry in distinct.values() if entry.verdict is None]
-            for entry, outcome in zip(active, self._run(member, active)):
-                _weigh(entry, outcome, member, suite.empty)
-        for entry in distinct.values():
-            if entry.verdict is None:
-                trace = {"rows": entry.row_counts}
-                if suite.empty:
-                    entry.verdict = _verdict("unclear", "gold_empty", trace)
-                else:
-                    entry.verdict = entry.suspicion or _verdict("correct", "equal", trace)
-            entry.verdict["trace"]["result_hash"] = entry.digest.hexdigest()[:16]
-        return [dict(entry.verdict, trace=dict(entry.verdict["trace"])) for entry in entries]
+    def _run_level(self, asked: list[tuple[Suite, Member, list[Candidate]]]) -> None:
+        """Runs candidates of several questions, each on one database of its suite, and takes down what they show.
 
-    def _run(self, member: Member, active: list[_Candidate]) -> list[Outcome]:
-        """Runs candidates on one database; a double-quoted name that is no column becomes a string where it is a
-        value.
+        A double-quoted name that is no column becomes a string where it is a value.
         """
-        # Past gold's rows a few are enough to show and to name the difference; the worker counts on to its limit.
-        keep_rows = 2 * member.denotation.row_count + 100
-        outcomes = self.sandbox.run(member.database, [entry.sql for entry in active], keep_rows)
-        for index, entry in enumerate(active):
-            for _ in range(_MAX_QUOTED_NAMES):
-                name = unknown_quoted_name(outcomes[index].message) if outcomes[index].status == "sql_error" else None
-                changed = quoted_value_as_string(entry.sql, name) if name is not None else entry.sql
-                if changed == entry.sql:
-                    break
-                entry.sql = changed
-                [outcomes[index]] = self.sandbox.run(member.database, [changed], keep_rows)
-        return outcomes
+        known = [self._known_answers(member, suite.gold_sql) for suite, member, _ in asked]
+        jobs = []
+        for (_, member, active), answers in zip(asked, known):
+            for entry in active:
+                if '"' in entry.sql:
+                    entry.sql = plain_values_as_strings(entry.sql, self._ddl(member.database))
+                    entry.volatile = is_volatile(entry.sql)
+            # Past gold's rows a few are enough to show and to name the difference; the worker counts on to its limit.
+            keep_rows = 2 * member.denotation.row_count + 100
+            jobs.append(Job(member.database, [entry.sql for entry in active], keep_rows, False, frozenset(answers)))
+        outcomes = self.sandbox.run_jobs(jobs)
+        again = [list(range(len(active))) for _, _, active in asked]
+        for _ in range(_MAX_QUOTED_NAMES):
+            again = [
+                [at for at in places if found[at].status == "sql_error" and requote(active[at], found[at])]
+                for (_, _, active), places, found in zip(asked, again, outcomes)
+            ]
+            if not any(again):
+                break
+            changed = [
+                job._replace(statements=[active[place].sql for place in places])
+                for job, (_, _, active), places in zip(jobs, asked, again)
+            ]
+            for found, places, answered in zip(outcomes, again, self.sandbox.run_jobs(changed)):
+                for place, outcome in zip(places, answered):
+                    found[place] = outcome
+        for (suite, member, active), answers, found in zip(asked, known, outcomes):
+            for entry, outcome in zip(active, found):
+                self._take_down(entry, outcome, member, suite, answers)
+
+    def _ddl(self, database: Database) -> str:
+        """Lower-cased text in which every name of the database stands."""
+        if database.key not in self._ddls:
+            statements = self.sandbox.describe(database)[0] if database.path else database.ddl
+            self._ddls[database.key] = "\n".join(statements).lower()
+            if len(self._ddls) > _CACHED_SUITES:
+                self._ddls.popitem(last=False)
+        return self._ddls[database.key]
+
+    def _take_down(
+        self, entry: Candidate, outcome: Outcome, member: Member, suite: Suite, answers: dict[bytes, bytes]
+    ) -> None:
+        if outcome.status == "same":
+            row_count = member.denotation.row_count
+            if not entry.volatile:
+                entry.row_counts += (row_count,)
+                entry.digests += answers[outcome.fingerprint]
+                return
+            outcome = outcome._replace(row_count=row_count)
+        if weigh(entry, outcome, member, suite.empty) and len(answers) < _REMEMBERED_ANSWERS:
+            answers[outcome.fingerprint] = entry.digests[-DIGEST_BYTES:]
+
+    def _known_answers(self, member: Member, gold_sql: str) -> dict[bytes, bytes]:
+        """Fingerprints of results that equal gold's answer on one database, each with its digest for the trace.
+
+        The worker then sends no rows for them. Gold's own result is the first; another order of it may follow.
+        """
+        key = (member.database.key, gold_sql)
+        answers = self._answers.get(key)
+        if answers is None:
+            gold = member.denotation
+            rows = gold.rows()
+            digest = result_digest(gold.column_count, rows, gold.row_count, gold.ordered)
+            answers = self._answers[key] = {fingerprint(gold.column_count, rows): digest}
+            if len(self._answers) > _REMEMBERED_MEMBERS:
+                self._answers.popitem(last=False)
+        self._answers.move_to_end(key)
+        return answers
 
 
 def checked_task(task: dict) -> dict:
@@ -217,70 +311,8 @@ def checked_task(task: dict) -> dict:
     return task
 
 
-def _weigh(entry: _Candidate, outcome: Outcome, member: Member, gold_empty: bool) -> None:
-    """What one database says of one candidate: a verdict, a suspicion that later databases can harden, or nothing.
-
-    Where gold has no rows anywhere, only what the candidate shows by itself counts.
-    """
-    gold = member.denotation
-    trace: dict = {"database": member.database.name, "gold_rows": gold.row_count, "rows": outcome.row_count}
-    if outcome.status == "lost":
-        reason = "timeout" if outcome.message.startswith("timeout") else "worker"
-        entry.verdict = _verdict("unclear", reason, {**trace, "message": outcome.message})
-        return
-    if outcome.status == "volatile" or (outcome.status == "ok" and is_volatile(entry.sql)):
-        entry.verdict = _verdict("unclear", "volatile", trace)
-        return
-    if outcome.status != "ok":
-        entry.verdict = _verdict("wrong", outcome.status, {**trace, "message": outcome.message})
-        return
-    entry.row_counts.append(outcome.row_count)
-    entry.digest.update(result_bytes(outcome, gold.ordered))
-    if len(outcome.columns) != gold.column_count:
-        counts = {"gold_columns": gold.column_count, "columns": len(outcome.columns)}
-        entry.verdict = _verdict("wrong", "columns", {**trace, **counts})
-        return
-    if gold_empty:
-        return
-    whole = outcome.row_count == len(outcome.rows)
-    difference = compare(gold, len(outcome.columns), outcome.rows) if whole else "rows"
-    if difference is None:
-        return
-    trace |= first_differences(gold, outcome.rows, difference)
-    if member.database.tier == "near":
-        trace["difference"] = difference
-        entry.suspicion = entry.suspicion or _verdict("unclear", "near", trace)
-        return
-    if difference == "order" and not gold.certain:
-        entry.suspicion = entry.suspicion or _verdict("unclear", "order", trace)
-        return
-    orders = column_orders(gold, outcome.rows) if whole else set()
-    entry.orders = orders if entry.orders is None else entry.orders & orders
-    if entry.orders:
-        entry.suspicion = entry.suspicion or _verdict("unclear", "column_order", trace)
-    else:
-        entry.verdict = _verdict("wrong", difference, trace)
-
-
-def _verdict(verdict: str, reason: str, trace: dict) -> dict:
-    return {"verdict": verdict, "reason": reason, "trace": trace}
-
-
-def _gold_line(suite: Suite) -> dict:
-    return {
-        "status": suite.status,
-        "reason": suite.reason or None,
-        "detail": suite.detail or None,
-        "kill_score": round(suite.killed / suite.mutants, 4) if suite.mutants else None,
-        "mutants": suite.mutants,
-        "killed": suite.killed,
-        "databases": [member.database.name for member in suite.members],
-        "gold_rows": [member.denotation.row_count for member in suite.members],
-        "suite_hash": suite.suite_hash or None,
-    }
-
-
-if __name__ == "__main__":
-    from reward.command import main_judge
-
-    main_judge()
+def lost_line(task: dict, detail: str) -> dict:
+    """The verdict line of a task that the judge itself failed at: no verdict, and never a `wrong`."""
+    suite = Suite("gold_bad", "worker", detail)
+    verdicts = [verdict("gold_bad", "worker", {"message": detail}) for _ in task["candidates"]]
+    return {"id": task["id"], "gold": gold_line(suite), "verdicts": verdicts}

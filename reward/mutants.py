@@ -2,218 +2,101 @@
 them apart.
 """
 
-from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from sqlglot import exp
 from sqlglot.errors import ErrorLevel, SqlglotError
 
-from reward.conditions import literal_value
-from reward.queries import canonical_sql, parse
+from reward.edits import RULES, Edit
+from reward.names import Names
+from reward.queries import parse
 from reward.schema import Schema
 
-_COMPARISONS = {
-    exp.GT: (exp.GTE, exp.LT),
-    exp.GTE: (exp.GT, exp.LTE),
-    exp.LT: (exp.LTE, exp.GT),
-    exp.LTE: (exp.LT, exp.GTE),
-    exp.EQ: (exp.NEQ,),
-    exp.NEQ: (exp.EQ,),
-}
-_AGGREGATES = {exp.Min: (exp.Max,), exp.Max: (exp.Min,), exp.Sum: (exp.Avg,), exp.Avg: (exp.Sum,)}
-_SETS = {exp.Intersect: (exp.Union,), exp.Except: (exp.Union, exp.Intersect), exp.Union: (exp.Intersect,)}
+KINDS = (
+    "comparison",  # > to >= or <
+    "equality",  # = to <> and back
+    "number",  # one more, one less
+    "text",  # another text, another case
+    "like_pattern",  # an end of the pattern fixed
+    "like_equal",  # LIKE to =, NOT LIKE
+    "between",  # a bound excluded or forgotten, NOT BETWEEN
+    "in_list",  # NOT IN, a member forgotten
+    "null",  # IS NULL to IS NOT NULL
+    "arithmetic",  # + to -, * to /
+    "condition",  # one side of AND or OR forgotten
+    "connective",  # AND to OR
+    "where",  # forgotten
+    "having",  # forgotten
+    "subquery",  # its comparison, IN or EXISTS turned
+    "distinct",  # added or forgotten
+    "count_distinct",  # added or forgotten within COUNT
+    "count_star",  # COUNT(*) to COUNT(column) and back
+    "aggregate",  # MIN, MAX, SUM, AVG for one another
+    "group",  # a key of GROUP BY forgotten
+    "order",  # forgotten, or one key of it
+    "direction",  # ASC to DESC
+    "limit",  # forgotten, one more, one less
+    "left_join",  # INNER to LEFT and back
+    "join",  # a table forgotten of which nothing is shown or asked
+    "join_key",  # another column of the same table in ON
+    "column",  # another column of the same table
+    "other_table",  # a column of another table in FROM
+    "set_operation",  # UNION, INTERSECT, EXCEPT for one another
+    "union_all",  # UNION to UNION ALL and back
+    "set_side",  # one side of a set operation alone
+)
 
 
-def make_mutants(sql: str, schema: Schema, at_most: int = 24) -> list[str]:
-    """Distinct edits of gold as SQL texts, spread evenly over the kinds when there are more than `at_most`.
+class Mutant(NamedTuple):
+    """One edit of gold: its kind (of KINDS) and the whole query as edited."""
 
-    Edits that are provably equal are left out. The prover: the canonical text, and the rules below for idle DISTINCT,
-    LEFT and ORDER BY.
+    kind: str
+    sql: str
+
+
+def make_mutants(sql: str, schema: Schema, at_most: int = 40) -> list[Mutant]:
+    """Distinct edits of gold, spread evenly over the kinds where there are more than `at_most`.
+
+    Some may mean the same as gold: `reward.equivalence` proves it of many of those. The tree is edited in place and
+    mended after each text, because a copy of it costs more than the text.
     """
     tree = parse(sql)
     if tree is None:
         return []
-    seen = {tree.sql(dialect="sqlite", unsupported_level=ErrorLevel.IGNORE), canonical_sql(sql)}
-    waiting: list[Iterator[exp.Expression]] = [kind(tree, schema) for kind in _KINDS]
-    mutants: list[str] = []
+    names = Names(schema)
+    by_kind: dict[str, list[Edit]] = {kind: [] for kind in KINDS}
+    for node in list(tree.walk()):
+        for rule in RULES:
+            for edit in rule(node, names):
+                by_kind[edit.kind].append(edit)
+    seen = {_text(tree)}
+    mutants: list[Mutant] = []
+    waiting = [edits for edits in by_kind.values() if edits]
     while waiting and len(mutants) < at_most:
-        for kind in list(waiting):
-            mutant = next(kind, None)
-            if mutant is None:
-                waiting.remove(kind)
-                continue
-            try:
-                text = mutant.sql(dialect="sqlite", unsupported_level=ErrorLevel.IGNORE)
-            except (SqlglotError, RecursionError, ValueError):
-                continue
-            if text not in seen and len(mutants) < at_most:
+        for edits in waiting:
+            edit = edits.pop(0)
+            text = _edited(tree, edit)
+            if text and text not in seen and len(mutants) < at_most:
                 seen.add(text)
-                mutants.append(text)
+                mutants.append(Mutant(edit.kind, text))
+        waiting = [edits for edits in waiting if edits]
     return mutants
 
 
-def _each(
-    tree: exp.Expression, kind: type | tuple, edit: Callable[[exp.Expression], object]
-) -> Iterator[exp.Expression]:
-    """A copy of the tree for each node of the kind, with that node edited or replaced by the expression that `edit`
-    returns.
-    """
-    for index in range(len(list(tree.find_all(kind)))):
-        copy = tree.copy()
-        node = next(node for position, node in enumerate(copy.find_all(kind)) if position == index)
-        replacement = edit(node)
-        if replacement is False:
-            continue
-        if isinstance(replacement, exp.Expression):
-            if node is copy:
-                copy = replacement
-            else:
-                node.replace(replacement)
-        yield copy
+def _edited(tree: exp.Expression, edit: Edit) -> str:
+    """The text of the tree with one edit, which is undone before it is returned; empty if sqlglot cannot write it."""
+    if edit.owner is None:
+        return _text(edit.value)
+    before = edit.owner.args.get(edit.key)
+    edit.owner.set(edit.key, edit.value)
+    text = _text(tree)
+    edit.owner.set(edit.key, before)
+    return text
 
 
-def _replaced(tree: exp.Expression, table: dict[type, tuple]) -> Iterator[exp.Expression]:
-    for kind, others in table.items():
-        for other in others:
-            yield from _each(tree, kind, lambda node, other=other: other(**dict(node.args)))
-
-
-def _distinct_changes_nothing(select: exp.Select) -> bool:
-    """Proves that DISTINCT is idle: one row at most, all group keys shown, or a set that forgets duplicates anyway."""
-    group = select.args.get("group")
-    limit = select.args.get("limit")
-    outer = select.parent.parent if isinstance(select.parent, exp.Subquery) else select.parent
-    if isinstance(outer, (exp.SetOperation, exp.In, exp.Exists)) or (
-        limit is not None and limit.expression.name == "1"
-    ):
-        return True
-    if group is None:
-        return all(item.find(exp.AggFunc) for item in select.expressions)
-    return all(key in [item.unalias() for item in select.expressions] for key in group.expressions)
-
-
-def _left_join_changes_nothing(join: exp.Join) -> bool:
-    """Proves that LEFT is idle: a later condition on the joined table removes the rows that LEFT would add."""
-    select, alias = join.parent, join.this.alias_or_name.lower()
-    conditions = [select.args["where"]] if select.args.get("where") else []
-    joins = select.args["joins"]
-    later = next(index for index, other in enumerate(joins) if other is join) + 1
-    conditions += [other.args["on"] for other in joins[later:] if other.args.get("on")]
-    return any(column.table.lower() == alias for condition in conditions for column in condition.find_all(exp.Column))
-
-
-def _order_changes_nothing(order: exp.Order) -> bool:
-    """Proves that ORDER BY is idle: it stands in a subquery that cuts nothing off."""
-    query = order.parent
-    return isinstance(query, exp.Query) and query.parent is not None and not query.args.get("limit")
-
-
-def _remove(node: exp.Expression) -> None:
-    node.pop()
-
-
-def _dropped_conditions(tree: exp.Expression, schema: Schema) -> Iterator[exp.Expression]:
-    for side in ("left", "right"):
-        yield from _each(tree, (exp.And, exp.Or), lambda node, side=side: getattr(node, side))
-    yield from _each(tree, (exp.Where, exp.Having), _remove)
-
-
-def _changed_comparisons(tree: exp.Expression, schema: Schema) -> Iterator[exp.Expression]:
-    yield from _replaced(tree, _COMPARISONS)
-
-
-def _changed_connectives(tree: exp.Expression, schema: Schema) -> Iterator[exp.Expression]:
-    yield from _replaced(tree, {exp.And: (exp.Or,), exp.Or: (exp.And,)})
-    yield from _each(tree, exp.Not, lambda node: node.this)
-
-
-def _changed_literals(tree: exp.Expression, schema: Schema) -> Iterator[exp.Expression]:
-    def change(node: exp.Expression) -> exp.Expression:
-        value = literal_value(node)
-        if isinstance(value, str):
-            return exp.Literal.string(value.strip("%") if "%" in value else value + " x")
-        return exp.Literal.number(value + 1)
-
-    yield from _each(tree, exp.Literal, change)
-
-
-def _toggled_distinct(tree: exp.Expression, schema: Schema) -> Iterator[exp.Expression]:
-    def toggle(node: exp.Expression) -> object:
-        if _distinct_changes_nothing(node):
-            return False
-        node.set("distinct", None if node.args.get("distinct") else exp.Distinct())
-        return None
-
-    yield from _each(tree, exp.Select, toggle)
-
-    def count(node: exp.Expression) -> None:
-        if isinstance(node.this, exp.Distinct):
-            node.set("this", node.this.expressions[0])
-        elif isinstance(node.this, exp.Column):
-            node.set("this", exp.Distinct(expressions=[node.this.copy()]))
-
-    yield from _each(tree, exp.Count, count)
-    yield from _each(tree, exp.Union, lambda node: node.set("distinct", not node.args.get("distinct")))
-
-
-def _changed_aggregates(tree: exp.Expression, schema: Schema) -> Iterator[exp.Expression]:
-    yield from _replaced(tree, _AGGREGATES)
-
-
-def _changed_sets(tree: exp.Expression, schema: Schema) -> Iterator[exp.Expression]:
-    for mutant in _replaced(tree, _SETS):
-        for operation in mutant.find_all(exp.Intersect, exp.Except):
-            operation.set("distinct", True)  # SQLite has no INTERSECT ALL
-        yield mutant
-    yield from _each(tree, exp.SetOperation, lambda node: node.left)
-
-
-def _changed_order(tree: exp.Expression, schema: Schema) -> Iterator[exp.Expression]:
-    def turn(node: exp.Expression) -> object:
-        if isinstance(node.parent, exp.Order) and _order_changes_nothing(node.parent):
-            return False
-        node.set("desc", not node.args.get("desc"))
-        node.set("nulls_first", not node.args.get("desc"))  # SQLite's own place for NULL, so nothing is written
-        return None
-
-    yield from _each(tree, exp.Ordered, turn)
-    yield from _each(tree, exp.Order, lambda node: False if _order_changes_nothing(node) else _remove(node))
-    yield from _each(tree, exp.Limit, _remove)
-
-
-def _changed_joins(tree: exp.Expression, schema: Schema) -> Iterator[exp.Expression]:
-    def toggle(node: exp.Expression) -> object:
-        if not node.args.get("side") and (node.args.get("on") is None or _left_join_changes_nothing(node)):
-            return False
-        node.set("side", None if node.args.get("side") else "LEFT")
-        return None
-
-    yield from _each(tree, exp.Join, toggle)
-    yield from _each(tree, exp.Group, _remove)
-
-
-def _changed_columns(tree: exp.Expression, schema: Schema) -> Iterator[exp.Expression]:
-    """Each column replaced by its neighbour in the same table, where the table is clear from the name."""
-
-    def change(node: exp.Expression) -> None:
-        name = node.name.lower()
-        for table in schema.tables.values():
-            columns = list(table.columns)
-            if name in columns and len(columns) > 1:
-                node.set("this", exp.to_identifier(columns[(columns.index(name) + 1) % len(columns)], quoted=True))
-                return
-
-    yield from _each(tree, exp.Column, change)
-
-
-_KINDS = (
-    _dropped_conditions,
-    _changed_comparisons,
-    _changed_connectives,
-    _changed_literals,
-    _toggled_distinct,
-    _changed_aggregates,
-    _changed_sets,
-    _changed_order,
-    _changed_joins,
-    _changed_columns,
-)
+def _text(tree: exp.Expression) -> str:
+    try:
+        # Writing SQLite changes nothing in the tree of a query that was read as SQLite, so no copy is made.
+        return tree.sql(dialect="sqlite", unsupported_level=ErrorLevel.IGNORE, copy=False)
+    except (SqlglotError, RecursionError, ValueError):
+        return ""

@@ -2,6 +2,7 @@
 is.
 """
 
+import itertools
 import re
 
 import sqlglot
@@ -13,12 +14,18 @@ from reward.tokens import Token, tokenize, unquote
 _EQUALITIES = ("=", "==", "<>", "!=", "LIKE", "GLOB", "IS")
 # Words after which a double-quoted text is a name, whatever the schema says.
 _NAME_FOLLOWS = ("AS", "FROM", "JOIN", "INTO", "TABLE", "WITH", "RECURSIVE", "COLLATE", "BY")
-_KEYWORDS = frozenset(
+KEYWORDS = frozenset(
     "ALL AND AS ASC BETWEEN BY CASE COLLATE CROSS DESC DISTINCT ELSE END ESCAPE EXCEPT EXISTS FROM FULL GLOB"
     " GROUP HAVING IN INNER INTERSECT IS ISNULL JOIN LEFT LIKE LIMIT MATCH NATURAL NOT NOTNULL NULL OFFSET ON"
     " OR ORDER OUTER REGEXP RIGHT SELECT THEN UNION USING VALUES WHEN WHERE WITH".split()
 )
 _DATE_FUNCTIONS = ("DATE", "TIME", "DATETIME", "JULIANDAY", "UNIXEPOCH", "STRFTIME", "TIMEDIFF")
+# What could be a call of one of them, a comment before the parenthesis included.
+_DATE_CALL = re.compile(rf"(?:{'|'.join(_DATE_FUNCTIONS).lower()})[\s\ufeff]*(?:\(|/\*|--)")
+# A bare column and = or LIKE before a value; what may follow it.
+_COMPARED = re.compile(r"(?:^|[\s(,.])([A-Za-z_]\w*)(?:\s*(?:=|!=|<>)|\s+LIKE)\s*\Z", re.ASCII | re.IGNORECASE)
+_ROW_IDS = {"rowid", "oid", "_rowid_"}
+_AFTER_VALUE = re.compile(r"\s*(?:\Z|\)|[A-Za-z])")
 _MISSING_COLUMN = re.compile(r'no such column: "((?:[^"]|"")*)"')
 _KINDS = (
     ("aggregate", exp.AggFunc),
@@ -53,10 +60,13 @@ def canonical_sql(sql: str) -> str:
     tree = parse(sql)
     if tree is None:
         return " ".join(sql.split()).rstrip("; ")
+    # A double-quoted text that may be a string keeps its quotes and its case.
+    tokens = tokenize(sql) if '"' in sql else []
+    values = {token.start for at, token in enumerate(tokens) if token.kind == "double" and _is_value(tokens, at)}
     for identifier in tree.find_all(exp.Identifier):
-        if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", identifier.name):
+        if identifier.meta.get("start") not in values and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", identifier.name):
             identifier.set("this", identifier.name.lower())
-            identifier.set("quoted", identifier.name.upper() in _KEYWORDS)
+            identifier.set("quoted", identifier.name.upper() in KEYWORDS)
     try:
         return tree.sql(dialect="sqlite", comments=False, unsupported_level=ErrorLevel.IGNORE)
     except (SqlglotError, RecursionError, ValueError):
@@ -138,21 +148,61 @@ def quoted_value_as_string(sql: str, name: str) -> str:
     return _replace_by_strings(sql, literals)
 
 
+def plain_values_as_strings(sql: str, ddl: str) -> str:
+    """The double-quoted texts that can only be strings, read as such, in the commonest case and at little cost.
+
+    That is what `quoted_value_as_string` makes of them when SQLite finds no such column: a text behind a bare column
+    with = or LIKE that stands neither in the lower-cased `ddl`, so that no table can have it, nor elsewhere in the
+    query, so that it is no alias. Where the query has comments or other quotes, or reads JSON, all stays as it is.
+    """
+    parts = sql.split('"')
+    code = parts[::2]
+    if len(parts) % 2 == 0 or len(parts) == 1 or "" in code[1:-1]:
+        return sql
+    text = "".join(code).lower()
+    if any(mark in text for mark in ("'", "`", "[", "--", "/*", "json")):
+        return sql
+    places = range(1, len(parts), 2)
+    values = {place for place in places if _is_compared(parts[place - 1], parts[place + 1])}
+    names = {parts[place].lower() for place in places if place not in values} | _ROW_IDS
+    for place in places:
+        name = parts[place].lower()
+        may_be_name = name in names or name in ddl or name in text or ":" in name or name.startswith("column")
+        if place in values and not may_be_name:
+            parts[place] = "'" + parts[place].replace("'", "''") + "'"
+        else:
+            parts[place] = '"' + parts[place] + '"'
+    return "".join(parts)
+
+
+def _is_compared(before: str, after: str) -> bool:
+    column = _COMPARED.search(before)
+    return column is not None and column.group(1).upper() not in KEYWORDS and bool(_AFTER_VALUE.match(after))
+
+
 def is_volatile(sql: str) -> bool:
     """Whether the text asks for the time of day: 'now' or a local time zone in a date function, or one without its
     date.
 
     `random()` and its like are reported by the worker, which sees the functions that SQLite resolved.
     """
+    lowered = sql.lower()
+    if "date" not in lowered and "time" not in lowered and "julianday" not in lowered and "unixepoch" not in lowered:
+        return False  # most queries need no closer look
+    if _DATE_CALL.search(lowered) is None:
+        return False
     tokens = tokenize(sql)
     texts = [token.upper for token in tokens]
     calls = [index for index, text in enumerate(texts[:-2]) if text in _DATE_FUNCTIONS and texts[index + 1] == "("]
     if not calls:
         return False
-    literals = {unquote(token).strip().lower() for token in tokens if token.kind == "string"}
-    if literals & {"now", "localtime", "utc"}:
-        return True
-    return any(texts[i + 2] == ")" or (texts[i] == "STRFTIME" and texts[i + 3 : i + 4] == [")"]) for i in calls)
+    for index in calls:
+        depth = tokens[index].depth
+        arguments = list(itertools.takewhile(lambda token: token.depth > depth, tokens[index + 2 :]))
+        literals = {unquote(token).strip().lower() for token in arguments if token.kind == "string"}
+        if literals & {"now", "localtime", "utc"} or len(arguments) <= (texts[index] == "STRFTIME"):
+            return True
+    return False
 
 
 def _replace_by_strings(sql: str, literals: list[Token]) -> str:
@@ -173,7 +223,7 @@ def _names_something(tokens: list[Token], position: int) -> bool:
     ends_value = (
         before.text == ")"
         or (before.kind in ("number", "name"))
-        or (before.kind == "word" and before.upper not in _KEYWORDS)
+        or (before.kind == "word" and before.upper not in KEYWORDS)
     )
     return ends_value and token.kind == "double"
 
@@ -184,30 +234,53 @@ def _must_be_name(tokens: list[Token], position: int) -> bool:
 
 
 def _is_value(tokens: list[Token], position: int) -> bool:
-    if _next_text(tokens, position) in (".", "("):
+    """Whether a token is, alone, what a column is compared with."""
+    following = tokens[position + 1] if position + 1 < len(tokens) else None
+    if following is not None and following.kind == "operator" and following.text not in (")", ",", ";"):
+        return False  # a call, a dotted name, or a part of a longer expression
+    index = _comparison_before(tokens, position)
+    if index is None:
         return False
-    index = position - 1
-    if index >= 0 and tokens[index].upper == "AND" and index >= 2 and tokens[index - 2].upper == "BETWEEN":
-        index -= 2  # the upper bound: BETWEEN low AND "high"
-    elif index >= 0 and tokens[index].text in ("(", ","):
-        while index >= 0 and (tokens[index].text == "," or tokens[index].kind in ("double", "string", "number")):
-            index -= 1
-        if index < 1 or tokens[index].text != "(" or tokens[index - 1].upper != "IN":
-            return False
-        index -= 1
-    elif index >= 0 and tokens[index].text in ("<", "<=", ">", ">="):
-        if re.fullmatch(r"\w+", unquote(tokens[position])) and not unquote(tokens[position])[0].isdigit():
-            return False
-    elif index < 0 or tokens[index].upper not in (*_EQUALITIES, "BETWEEN", "NOT"):
+    operator = tokens[index].text
+    if operator in ("<", "<=", ">", ">=") and re.fullmatch(r"[^\W\d]\w*", unquote(tokens[position])):
         return False
-    if tokens[index].upper == "NOT":  # IS NOT "x"
-        index -= 1
-        if index < 0 or tokens[index].upper != "IS":
-            return False
     index -= 1
     if index >= 0 and tokens[index].upper == "NOT":  # NOT LIKE, NOT IN, NOT BETWEEN
         index -= 1
     if index < 0:
         return False
     left = tokens[index]
-    return left.text == ")" or left.kind in ("name", "double") or (left.kind == "word" and left.upper not in _KEYWORDS)
+    return left.text == ")" or left.kind in ("name", "double") or (left.kind == "word" and left.upper not in KEYWORDS)
+
+
+def _comparison_before(tokens: list[Token], position: int) -> int | None:
+    """The index of the operator whose right side a token is: =, LIKE, IS, < and the like, IN of a list, BETWEEN."""
+    depth = tokens[position].depth
+    index = position - 1
+    if index < 1:
+        return None
+    before = tokens[index].upper
+    if before in (*_EQUALITIES, "<", "<=", ">", ">=", "BETWEEN"):
+        return index
+    if before == "NOT":  # IS NOT "x"
+        return index - 1 if tokens[index - 1].upper == "IS" else None
+    if before == "AND":  # the upper bound: BETWEEN low AND "high"
+        while index > 0 and tokens[index].depth >= depth:
+            index -= 1
+            if tokens[index].depth == depth and tokens[index].upper in (
+                "BETWEEN",
+                "AND",
+                "OR",
+                "WHERE",
+                "ON",
+                "HAVING",
+            ):
+                return index if tokens[index].upper == "BETWEEN" else None
+        return None
+    if before in ("(", ","):
+        while index >= 0 and (tokens[index].depth >= depth):
+            if tokens[index].depth == depth and tokens[index].upper == "SELECT":
+                return None
+            index -= 1
+        return index - 1 if index > 0 and tokens[index].text == "(" and tokens[index - 1].upper == "IN" else None
+    return None

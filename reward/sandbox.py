@@ -2,18 +2,23 @@
 
 import contextlib
 import marshal
+import mmap
 import os
 import select
 import signal
 import subprocess
 import sys
-import time
+import tempfile
 from collections import OrderedDict
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from reward.connection import OUT_OF_MEMORY
+from reward.worker import NOT_BEGUN
+
 _PROJECT = Path(__file__).resolve().parent.parent
-_OPEN_DATABASES = 48
+_OPEN_DATABASES = 160  # each open file costs the worker a descriptor, of which it has 256
 
 
 class Database(NamedTuple):
@@ -30,10 +35,24 @@ class Database(NamedTuple):
     rows: tuple[tuple[str, int, list[tuple]], ...] = ()
 
 
+class Job(NamedTuple):
+    """Statements for one database, of which each outcome keeps at most `keep_rows` rows.
+
+    `reverse`: visit unordered rows backwards. `answers`: fingerprints of results that need not be sent.
+    """
+
+    database: Database
+    statements: list[str]
+    keep_rows: int
+    reverse: bool = False
+    answers: frozenset[bytes] = frozenset()
+
+
 class Outcome(NamedTuple):
     """What one statement did.
 
-    `status`: ok, refused, sql_error, timeout, memory, rows_limit, volatile (not run), or lost (the worker died twice).
+    `status`: ok, refused, sql_error, timeout, memory, rows_limit, volatile (not run), lost (the worker died twice), or
+    same: ok with rows that the caller knows by their `fingerprint`, so that they and their columns are not sent.
     `rows` holds at most the number asked for, `row_count` all of them.
     """
 
@@ -43,6 +62,7 @@ class Outcome(NamedTuple):
     row_count: int = 0
     steps: int = 0
     message: str = ""
+    fingerprint: bytes = b""
 
 
 class DatabaseError(ValueError):
@@ -86,6 +106,7 @@ class Sandbox:
         self.restarts = 0
         self._open: OrderedDict[str, None] = OrderedDict()
         self._buffer = bytearray()
+        self._at_work = memoryview(b"")
 
     def __enter__(self) -> "Sandbox":
         return self
@@ -110,22 +131,25 @@ class Sandbox:
 
         reverse: visit unordered rows backwards.
         """
-        outcomes: list[Outcome] = []
-        while len(outcomes) < len(statements):
-            lost = self._batch(database, statements[len(outcomes) :], keep_rows, reverse, outcomes)
-            if lost is None:
-                break
-            retried: list[Outcome] = []
-            lost = self._batch(database, [statements[len(outcomes)]], keep_rows, reverse, retried)
-            outcomes.append(retried[0] if lost is None else Outcome("lost", message=lost))
-        return outcomes
+        return self.run_jobs([Job(database, statements, keep_rows, reverse)])[0]
+
+    def run_jobs(self, jobs: list[Job]) -> list[list[Outcome]]:
+        """The outcomes of each job, in order; the jobs of up to 100 databases cost one message each way."""
+        outcomes = self._run_all(jobs)
+        for index, outcome in enumerate(outcomes):
+            if outcome.status == "memory" and outcome.message == OUT_OF_MEMORY:
+                # What else the worker held must not decide: once more in a new one.
+                self.close()
+                [outcomes[index]] = self._run_all(_part(jobs, index, index + 1))
+        rest = iter(outcomes)
+        return [list(islice(rest, len(job.statements))) for job in jobs]
 
     def describe(self, database: Database, sample_size: int = 0) -> tuple:
-        """The DDL and tables of a database as `reward.worker.Database.describe` gives them."""
+        """The DDL and tables of a database as `reward.connection.Database.describe` gives them."""
         for attempt in (1, 2):
             try:
                 self._ensure_open(database)
-                self._send(("describe", database.key, sample_size))
+                self._send(("describe", (database.key, sample_size)))
                 fine, answer = self._receive()
                 break
             except WorkerLost as error:
@@ -137,20 +161,36 @@ class Sandbox:
             raise DatabaseError(answer)
         return answer
 
-    def _batch(
-        self, database: Database, statements: list[str], keep_rows: int, reverse: bool, outcomes: list[Outcome]
-    ) -> str | None:
-        """Appends outcomes as they come; None when all came, else why the worker was lost."""
-        try:
-            self._ensure_open(database)
-            self._send(("run", database.key, statements, keep_rows, reverse))
-            for _ in statements:
-                outcomes.append(Outcome(*self._receive()))
-        except WorkerLost as error:
-            self.close()
-            self.restarts += 1
-            return str(error)
-        return None
+    def _run_all(self, jobs: list[Job]) -> list[Outcome]:
+        """All outcomes, one after the other. A statement at which the worker was lost is run alone the second time."""
+        outcomes: list[Outcome] = []
+        count = sum(len(job.statements) for job in jobs)
+        same: dict[bytes, Outcome] = {}
+        suspect = -1
+        while (start := len(outcomes)) < count:
+            end = start + 1 if suspect == start else suspect if suspect > start else count
+            part = _part(jobs, start, end)
+            try:
+                for job in part:
+                    self._ensure_open(job.database)
+                self._send(("run", [(job.database.key, *job[1:]) for job in part]))
+                while len(outcomes) < end:
+                    for answer in self._receive():
+                        if answer.__class__ is not bytes:
+                            outcomes.append(Outcome._make(answer))
+                            continue
+                        if answer not in same:
+                            same[answer] = Outcome("same", fingerprint=answer)
+                        outcomes.append(same[answer])
+            except WorkerLost as error:
+                at_work = self._at_work[0]
+                self.close()
+                self.restarts += 1
+                if suspect == start == end - 1:
+                    outcomes.append(Outcome("lost", message=str(error)))
+                else:
+                    suspect = len(outcomes) if at_work == NOT_BEGUN else start + at_work
+        return outcomes
 
     def _ensure_open(self, database: Database) -> None:
         if self.process is None:
@@ -160,24 +200,31 @@ class Sandbox:
             return
         while len(self._open) >= _OPEN_DATABASES:
             key, _ = self._open.popitem(last=False)
-            self._send(("close", key))
-        self._send(("open", database.key, database.path, list(database.ddl), list(database.rows)))
+            self._send(("close", (key,)))
+        self._send(("open", (database.key, database.path, list(database.ddl), list(database.rows))))
         fine, message = self._receive()
         if not fine:
             raise DatabaseError(message)
         self._open[database.key] = None
 
     def _start(self) -> None:
-        # A new interpreter, never a fork: the parent may hold threads, CUDA and gigabytes.
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "reward.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=_PROJECT,
-        )
+        # The worker writes here which statement of a batch it runs: no message is needed, and its death leaves it.
+        with tempfile.TemporaryFile() as progress_file:
+            progress_file.write(NOT_BEGUN.to_bytes(4, sys.byteorder))
+            progress_file.flush()
+            progress_descriptor = progress_file.fileno()
+            self._at_work = memoryview(mmap.mmap(progress_descriptor, 4)).cast("I")
+            # A new interpreter, never a fork: the parent may hold threads, CUDA and gigabytes.
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "reward.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                cwd=_PROJECT,
+                pass_fds=[progress_descriptor],
+            )
         try:
-            self._send(self.limits)
+            self._send((self.limits, progress_descriptor))
             self._receive()
         except WorkerLost as error:
             self.close()
@@ -194,27 +241,47 @@ class Sandbox:
         except OSError:
             raise WorkerLost(self._cause()) from None
 
-    def _receive(self) -> tuple:
-        deadline = time.monotonic() + self.wall_limit_s
-        header = self._read(4, deadline)
-        return marshal.loads(self._read(int.from_bytes(header, "big"), deadline))
-
-    def _read(self, size: int, deadline: float) -> bytes:
-        descriptor = self.process.stdout.fileno()
-        while len(self._buffer) < size:
-            ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise WorkerLost(f"timeout: no answer within {self.wall_limit_s:g} s")
-            chunk = os.read(descriptor, 1 << 20)
-            if not chunk:
-                raise WorkerLost(self._cause())
-            self._buffer += chunk
-        data = bytes(self._buffer[:size])
+    def _receive(self) -> tuple | list:
+        self._fill(4)
+        size = 4 + int.from_bytes(self._buffer[:4], "big")
+        self._fill(size)
+        with memoryview(self._buffer) as view:
+            message = marshal.loads(view[4:size])
         del self._buffer[:size]
-        return data
+        return message
+
+    def _fill(self, size: int) -> None:
+        """Reads until the buffer holds `size` bytes. Raises WorkerLost when the worker ends, or neither answers nor
+        gets on with its batch.
+        """
+        descriptor = self.process.stdout.fileno()
+        seen = self._at_work[0]
+        while len(self._buffer) < size:
+            ready, _, _ = select.select([descriptor], [], [], self.wall_limit_s)
+            if ready:
+                chunk = os.read(descriptor, 1 << 20)
+                if not chunk:
+                    raise WorkerLost(self._cause())
+                self._buffer += chunk
+            elif self._at_work[0] != seen:
+                seen = self._at_work[0]
+            else:
+                raise WorkerLost(f"timeout: no answer within {self.wall_limit_s:g} s")
 
     def _cause(self) -> str:
         code = self.process.wait()
         if code == -signal.SIGPROF:
             return f"timeout: {self.limits['cpu_limit_s']:g} s of CPU inside one SQLite function"
         return f"worker: ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
+
+
+def _part(jobs: list[Job], start: int, end: int) -> list[Job]:
+    """The statements `start` to `end`, counted through all jobs."""
+    part = []
+    first = 0
+    for job in jobs:
+        last = first + len(job.statements)
+        if first < end and last > start:
+            part.append(job._replace(statements=job.statements[max(0, start - first) : end - first]))
+        first = last
+    return part

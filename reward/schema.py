@@ -2,13 +2,16 @@
 hold numbers.
 """
 
+import re
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from reward.tokens import tokenize, unquote
 
 ColumnKey = tuple[str, str]
 """(table, column), both lower-cased."""
 
+_NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)\s*")
 _LABELS = ("name", "title", "full_name", "fullname", "label")
 
 
@@ -21,7 +24,7 @@ class Column:
     required: bool = False
     samples: list = field(default_factory=list)
 
-    @property
+    @cached_property
     def affinity(self) -> str:
         """SQLite's rule for declared types: integer, text, blob, real or numeric."""
         declared = self.declared.upper()
@@ -113,9 +116,14 @@ def read_schema(description: tuple) -> Schema:
 def redeclare_numeric(schema: Schema, numeric: set[ColumnKey]) -> Schema:
     """The schema with those text columns declared NUMERIC that gold compares with numbers.
 
-    A VARCHAR column would compare as text, and a right candidate that casts to a number would be rejected.
+    A VARCHAR column would compare as text, and a right candidate that casts to a number would be rejected. Columns
+    with samples stay as they are unless each of them reads as a number.
     """
-    changed = {key for key in numeric if schema.column(key).affinity == "text"}
+    changed = {
+        key
+        for key in numeric
+        if schema.column(key).affinity == "text" and all(map(_reads_as_number, schema.column(key).samples))
+    }
     if not changed:
         return schema
     ddl = []
@@ -136,6 +144,10 @@ def redeclare_numeric(schema: Schema, numeric: set[ColumnKey]) -> Schema:
         }
         tables[name] = Table(table.name, columns, table.keys, table.foreign_keys)
     return Schema(ddl, tables)
+
+
+def _reads_as_number(value: object) -> bool:
+    return isinstance(value, (int, float)) or isinstance(value, str) and _NUMBER.fullmatch(value) is not None
 
 
 def _sole_key(table: Table | None) -> str:

@@ -4,36 +4,25 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from reward.compare import Denotation, compare
-from reward.conditions import read_conditions
-from reward.databases import make_database
+from reward.denote import Member, denote, is_stable
 from reward.gate import gate
-from reward.mutants import make_mutants
-from reward.queries import is_volatile, normalise_gold, parse
+from reward.mutants import Mutant
+from reward.queries import is_volatile, normalise_gold
 from reward.sandbox import Database, DatabaseError, Outcome, Sandbox
-from reward.schema import Schema, read_schema, redeclare_numeric
-from reward.ties import Ordering, read_ordering
+from reward.schema import Schema, read_schema
+from reward.selection import Selection
+from reward.ties import read_ordering
 
 _SAMPLES_PER_COLUMN = 40
 _FEW_MUTANTS = 4  # a share of fewer says nothing
-_CHOICE = 3  # for each database that is kept so many good ones are made
-# How good a generated database is for a gold, best first; an unstable one is never used.
-_CLEAR, _DULL, _CUT, _EMPTY = range(4)
-
-
-class Member(NamedTuple):
-    """One database of a suite and what gold answers there."""
-
-    database: Database
-    denotation: Denotation
 
 
 class Suite(NamedTuple):
     """`status`: ok or gold_bad with its `reason` and `detail`; `empty`: gold has no row on any database.
 
-    `mutants`: edits of gold that run and are not provably equal (by `reward.mutants`), `killed`: those of them that a
-    generated database of the suite tells apart. `gold_sql` is gold as it was run. `suite_hash` names the databases,
-    so that a stored verdict says what it rests on.
+    `mutants`: how many edits of gold run and are not provably equal (by `reward.equivalence`); `killed`: how many of
+    them some database of the suite tells apart; `survivors`: the others. `gold_sql` is gold as it was run.
+    `suite_hash` names the databases, so that a stored verdict says what it rests on.
     """
 
     status: str
@@ -45,6 +34,7 @@ class Suite(NamedTuple):
     suite_hash: str = ""
     mutants: int = 0
     killed: int = 0
+    survivors: tuple[Mutant, ...] = ()
 
 
 class SuiteBuilder:
@@ -94,48 +84,28 @@ class SuiteBuilder:
         if is_volatile(sql):
             return Suite("gold_bad", "unstable", "gold depends on the clock or on chance", sql)
         ordering = read_ordering(sql)
-        first, stable = self.denote(given, sql, ordering)
+        first, _ = denote(self.sandbox, given, sql, ordering)
         if isinstance(first, Outcome):
             return Suite("gold_bad", _gold_failure(first), first.message, sql)
-        mutants = killed = 0
-        members = [Member(given, first)] if path is not None and stable and self.databases != "generated" else []
+        member = Member(given, first)
+        members = []
+        if path is not None and self.databases != "generated" and is_stable(self.sandbox, member, sql):
+            members.append(member)
+        selection = Selection(self.sandbox, sql, ordering, schema, f"{self.seed}/{content_hash}/{sql}", self.mutants)
         if path is None or self.databases != "given":
-            generated, found_unstable, mutants, killed = self._generated(sql, ordering, schema, content_hash)
-            members += generated
-            stable = stable and not (found_unstable and not generated)
+            members += selection.choose(self.wanted, self.attempts)
         if not members:
             return Suite("gold_bad", "unstable", "gold's rows depend on the order in which SQLite visits them", sql)
-        if mutants >= _FEW_MUTANTS and killed < self.min_kill_score * mutants:
+        survivors = selection.measure(members)
+        mutants = len(selection.ran - selection.equal)
+        killed = mutants - len(survivors)
+        judged_on_file_alone = path is not None and self.databases == "given"
+        if mutants >= _FEW_MUTANTS and killed < self.min_kill_score * mutants and not judged_on_file_alone:
             detail = f"{killed} of {mutants} mutants told apart; at least {self.min_kill_score:.0%} are needed"
-            return Suite("gold_bad", "undiscriminated", detail, sql, (), False, "", mutants, killed)
+            return Suite("gold_bad", "undiscriminated", detail, sql, (), False, "", mutants, killed, survivors)
         digest = hashlib.sha256("|".join([content_hash, *(m.database.key for m in members)]).encode()).hexdigest()[:16]
         empty = all(member.denotation.row_count == 0 for member in members)
-        return Suite("ok", "", "", sql, tuple(members), empty, digest, mutants, killed)
-
-    def denote(self, database: Database, sql: str, ordering: Ordering) -> tuple[Denotation | Outcome, bool]:
-        """Gold's answer on a database, or how it failed; and whether it stays the same when rows are visited in
-        another order.
-        """
-        row_limit = self.sandbox.limits["row_limit"]
-        statements = [sql] if ordering.sql is None else [sql, ordering.sql]
-        outcomes = self.sandbox.run(database, statements, row_limit)
-        if outcomes[0].status != "ok":
-            return outcomes[0], False
-        denotation = _denotation(outcomes[0], outcomes[1] if len(outcomes) > 1 else None, ordering)
-        if outcomes[0].row_count == 0:
-            return denotation, True
-        others = self.sandbox.run(database, [sql], row_limit, reverse=True)
-        if database.rows:
-            # SQLite never walks backwards under GROUP BY; the same rows, stored in another order, show a chance pick.
-            mirrored = tuple((table, width, rows[::-1]) for table, width, rows in database.rows)
-            others += self.sandbox.run(
-                database._replace(key=database.key + "-mirrored", rows=mirrored), [sql], row_limit
-            )
-        for other in others:
-            difference = compare(denotation, len(other.columns), other.rows) if other.status == "ok" else "rows"
-            if difference is not None and (difference != "order" or denotation.certain):
-                return denotation, False
-        return denotation, True
+        return Suite("ok", "", "", sql, tuple(members), empty, digest, mutants, killed, survivors)
 
     def _file(self, path: str) -> tuple[Database, Schema, str]:
         path = str(Path(path).resolve())
@@ -146,98 +116,6 @@ class SuiteBuilder:
             schema = read_schema(self.sandbox.describe(database, _SAMPLES_PER_COLUMN))
             self._files[path] = (database, schema, content_hash)
         return self._files[path]
-
-    def _generated(
-        self, sql: str, ordering: Ordering, schema: Schema, content_hash: str
-    ) -> tuple[list[Member], bool, int, int]:
-        """The best generated databases found, tidy before near; whether any was left out as unstable; mutants run and
-        killed.
-        """
-        reading = read_conditions(parse(sql), schema)
-        schema = redeclare_numeric(schema, {key for key in reading.numeric if not schema.column(key).samples})
-        labels_grouped = any(column in schema.tables[table].labels() for table, column in reading.grouped)
-        mutants = make_mutants(sql, schema, self.mutants) if self.mutants else []
-        killed: set[int] = set()
-        ran: set[int] = set()
-        chosen: list[Member] = []
-        unstable = False
-        for tier, wanted in self.wanted.items():
-            ranked: list[tuple[int, Member]] = []
-            for attempt in range(self.attempts):
-                if sum(rank == _CLEAR for rank, _ in ranked) >= (_CHOICE if mutants else 1) * wanted:
-                    break
-                seed = f"{self.seed}/{content_hash}/{sql}/{tier}-{attempt + 1}"
-                unique_labels = attempt % 2 == 0 if labels_grouped else attempt < self.attempts // 2
-                try:
-                    database = make_database(schema, reading, tier, seed, unique_labels)
-                    denotation, stable = self.denote(database, sql, ordering)
-                except DatabaseError:
-                    continue
-                if isinstance(denotation, Outcome) or not stable:
-                    unstable = True
-                    continue
-                ranked.append((_rank(denotation), Member(database, denotation)))
-            kills = {member.database.key: self._killed(member, mutants, ran) for _, member in ranked}
-            while ranked and sum(member.database.tier == tier for member in chosen) < wanted:
-                # Better rank first; among equals the one that tells most further mutants apart, the earlier at a tie.
-                rank, member = min(ranked, key=lambda entry: (entry[0], -len(kills[entry[1].database.key] - killed)))
-                ranked.remove((rank, member))
-                killed |= kills[member.database.key]
-                chosen.append(member)
-        return chosen, unstable, len(ran), len(killed)
-
-    def _killed(self, member: Member, mutants: list[str], ran: set[int]) -> set[int]:
-        """Indices of the mutants whose answer differs from gold's here; adds those that run at all to `ran`."""
-        gold = member.denotation
-        killed = set()
-        for index, outcome in enumerate(self.sandbox.run(member.database, mutants, 2 * gold.row_count + 100)):
-            if outcome.status != "ok":
-                continue
-            ran.add(index)
-            whole = len(outcome.rows) == outcome.row_count
-            if not whole or compare(gold, len(outcome.columns), outcome.rows) is not None:
-                killed.add(index)
-        return killed
-
-
-def _rank(denotation: Denotation) -> int:
-    if denotation.row_count == 0:
-        return _EMPTY
-    if denotation.cuts_tie():
-        return _CUT
-    return _DULL if all(cell in (None, 0) for row in denotation.rows() for cell in row) else _CLEAR
-
-
-def _denotation(plain: Outcome, extended: Outcome | None, ordering: Ordering) -> Denotation:
-    width, rows = len(plain.columns), plain.rows
-    whole = Denotation(width, [rows], 0, len(rows), False)
-    if not ordering.ordered and ordering.limit is None:
-        return whole
-    # Where SQLite cannot compute the keys as columns, only gold's own order is known.
-    uncertain = Denotation(width, [[row] for row in rows], 0, len(rows), ordering.ordered, False)
-    if extended is None or extended.status != "ok" or ordering.keys is None:
-        return uncertain if ordering.ordered else whole
-    names = [name.lower() for name in plain.columns]
-    positions = []
-    for key in ordering.keys:
-        if isinstance(key, str):
-            if names.count(key.lower()) != 1:
-                return uncertain
-            key = names.index(key.lower())
-        positions.append(key)
-    groups: list[list[tuple]] = []
-    last: object = None
-    for row in extended.rows:
-        key = tuple(row[position] for position in positions)
-        if not groups or key != last:
-            groups.append([])
-        groups[-1].append(row[:width])
-        last = key
-    total = len(extended.rows)
-    start = min(ordering.offset, total)
-    stop = total if ordering.limit is None else min(start + ordering.limit, total)
-    denotation = Denotation(width, groups, start, stop, ordering.ordered)
-    return denotation if compare(denotation, width, rows) is None else uncertain
 
 
 def _gold_failure(outcome: Outcome) -> str:

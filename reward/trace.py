@@ -2,11 +2,12 @@
 rows.
 """
 
+import hashlib
 import math
 
 from reward.compare import Denotation, unmatched
-from reward.sandbox import Outcome
 
+DIGEST_BYTES = 32  # of result_digest
 _TRACE_ROWS = 3
 _TRACE_CELL_CHARACTERS = 80
 
@@ -38,12 +39,16 @@ def _shown_cell(cell: object) -> object:
     return cell[:_TRACE_CELL_CHARACTERS] if isinstance(cell, str) else cell
 
 
-def result_bytes(outcome: Outcome, ordered: bool) -> bytes:
-    """The rows as bytes for the result hash: equal rows give equal bytes, order counts where gold's does."""
-    lines = [repr(tuple(_hashed_cell(cell) for cell in row)) for row in outcome.rows]
+def result_digest(width: int, rows: list[tuple], row_count: int, ordered: bool) -> bytes:
+    """SHA-256 of a result, of which `rows` may be the first ones: equal rows give equal bytes, and their order counts
+    where gold's does.
+    """
+    kinds = {cell.__class__ for row in rows for cell in row}
+    lines = list(map(repr, rows)) if float not in kinds else [repr(tuple(map(_hashed_cell, row))) for row in rows]
     if not ordered:
         lines.sort()
-    return f"{outcome.row_count}:{len(outcome.columns)}:{chr(10).join(lines)};".encode("utf-8", "surrogatepass")
+    text = f"{row_count}:{width}:" + "\n".join(lines)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def _hashed_cell(cell: object) -> object:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from tqdm import tqdm
 
+from reward.cache import default_folder
 from reward.judge import Judge
 from sft import ranks
 from sft.prompt import prompt_ids, read_completion, render
@@ -90,7 +91,8 @@ def judge_answers(examples: list[dict], answers: dict[str, list[dict]], *, datab
     tasks = judge_tasks([examples[index] for index in asked],
                         [[candidate(answers[name][index]) for name in answers] for index in asked])
     rows: dict[str, list[dict]] = {name: [] for name in answers}
-    with Judge(databases=databases, workers=workers or ranks.threads_per_rank(), seed=seed) as judge:
+    with Judge(databases=databases, workers=workers or ranks.threads_per_rank(), seed=seed,
+               cache=default_folder()) as judge:
         for index, line in zip(asked, judge.stream(tasks, progress=ranks.is_main()), strict=True):
             if line["gold"]["status"] != "ok":
                 continue

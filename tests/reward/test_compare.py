@@ -1,9 +1,10 @@
-"""Comparison by hand-made answers, and the reading of ORDER BY and LIMIT."""
+"""Comparison by hand-made answers."""
+
+import time
 
 import pytest
 
 from reward.compare import Denotation, column_orders, compare, same_cell, unmatched
-from reward.ties import Ordering, read_ordering
 
 
 def bag(*rows):
@@ -76,32 +77,30 @@ def test_column_orders():
     assert column_orders(gold, [(3, "a", 1), (4, "b", 6)]) == set()
 
 
-@pytest.mark.parametrize(
-    ("sql", "expected"),
-    [
-        ("SELECT a FROM t", Ordering(False)),
-        ("SELECT a FROM (SELECT a FROM t ORDER BY a LIMIT 1)", Ordering(False)),
-        ("SELECT a FROM t WHERE b = 'order by'", Ordering(False)),
-        ("SELECT a FROM t LIMIT 3", Ordering(False, "SELECT a FROM t", (), 3, 0)),
-        ("SELECT a, b FROM t ORDER BY b DESC", Ordering(True, "SELECT a, b FROM t ORDER BY b DESC", (1,))),
-        (
-            "SELECT a FROM t ORDER BY b, c LIMIT 2",
-            Ordering(True, "SELECT a , b, c FROM t ORDER BY b, c", (-2, -1), 2, 0),
-        ),
-        ("SELECT a FROM t ORDER BY 1 LIMIT 4, 2", Ordering(True, "SELECT a FROM t ORDER BY 1", (0,), 2, 4)),
-        ("SELECT a FROM t ORDER BY a LIMIT 2 OFFSET 4", Ordering(True, "SELECT a FROM t ORDER BY a", (0,), 2, 4)),
-        ("SELECT * FROM t ORDER BY b", Ordering(True, "SELECT * FROM t ORDER BY b", ("b",))),
-        ("SELECT f(a) AS n FROM t ORDER BY n", Ordering(True, "SELECT f(a) AS n FROM t ORDER BY n", ("n",))),
-        ("SELECT DISTINCT a FROM t ORDER BY b", Ordering(True, "SELECT DISTINCT a FROM t ORDER BY b", None)),
-        (
-            "WITH x AS (SELECT 1 AS a) SELECT a FROM x ORDER BY -a",
-            Ordering(True, "WITH x AS (SELECT 1 AS a) SELECT a , -a FROM x ORDER BY -a", (-1,)),
-        ),
-        (
-            "SELECT g FROM t GROUP BY g ORDER BY COUNT(*) DESC LIMIT 1",
-            Ordering(True, "SELECT g , COUNT(*) FROM t GROUP BY g ORDER BY COUNT(*) DESC", (-1,), 1, 0),
-        ),
-    ],
-)
-def test_read_ordering(sql, expected):
-    assert read_ordering(sql) == expected
+def test_many_nearly_equal_rows_do_not_take_long():
+    # 20,000 rows that agree in eight digits and not within the tolerance would be 400 million pairs.
+    gold = Denotation(1, [[(1 + number * 1e-13,) for number in range(20_000)]], 0, 20_000, False)
+    start = time.perf_counter()
+    assert compare(gold, 1, [(1.000000004 + number * 1e-13,) for number in range(20_000)]) == "rows"
+    assert compare(gold, 1, [(1 + number * 1e-13 + 1e-12,) for number in range(20_000)]) is None
+    assert time.perf_counter() - start < 10
+
+
+def test_many_equal_columns_do_not_take_long():
+    rows = [(number % 2,) * 9 for number in range(500)]
+    start = time.perf_counter()
+    assert column_orders(bag(*rows), rows)
+    assert time.perf_counter() - start < 10
+
+
+def test_rows_of_another_group_are_not_an_order():
+    # ORDER BY ... LIMIT 2 OFFSET 1 over {a, b}, {c, d}: one of each; both of the first group is no answer in any order.
+    gold = Denotation(1, [[("a",), ("b",)], [("c",), ("d",)]], 1, 3, True)
+    assert compare(gold, 1, [("b",), ("d",)]) is None
+    assert compare(gold, 1, [("d",), ("b",)]) == "order"
+    assert compare(gold, 1, [("a",), ("b",)]) == "rows"
+
+
+def test_reasons_keep_large_integers_apart():
+    assert compare(bag((10**12,)), 1, [(10**12 + 1,)]) == "rows"
+    assert compare(bag((0.3,), (0.3,)), 1, [(0.1 + 0.2,)]) == "duplicates"

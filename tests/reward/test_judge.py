@@ -139,7 +139,7 @@ def test_schema_only_question(judges):
     ]
     line = judges["both"].question({"id": 7, "gold": GOLD, "candidates": candidates, "context": DDL})
     assert [verdict["verdict"] for verdict in line["verdicts"]] == ["correct", "correct", "wrong", "wrong", "wrong"]
-    assert len(line["gold"]["databases"]) == 3 and min(line["gold"]["gold_rows"]) > 0
+    assert len(line["gold"]["databases"]) == 6 and min(line["gold"]["gold_rows"]) > 0
     trace = line["verdicts"][2]["trace"]
     assert trace["database"].startswith("tidy") and trace["rows"] > trace["gold_rows"]
     assert trace["gold_only"] == [] and len(trace["candidate_only"]) >= 1
@@ -160,17 +160,15 @@ def test_verdicts_repeat_and_do_not_depend_on_company(judges):
 def test_identical_candidates_run_once(judges):
     runs = []
     judge = judges["generated"]
-    run = judge.sandbox.run
-    judge.sandbox.run = lambda database, statements, *rest, **named: (
-        runs.append(statements) or run(database, statements, *rest, **named)
-    )
+    run = judge.sandbox.run_jobs
+    judge.sandbox.run_jobs = lambda jobs: runs.extend(job.statements for job in jobs) or run(jobs)
     try:
         judge.question({"id": 1, "gold": GOLD, "candidates": [GOLD], "context": DDL})
         runs.clear()
         judge.question({"id": 1, "gold": GOLD, "candidates": ["SELECT 1", " SELECT 1;", "SELECT 1"], "context": DDL})
     finally:
-        judge.sandbox.run = run
-    assert runs == [["SELECT 1"], [], []]
+        judge.sandbox.run_jobs = run
+    assert runs == [["SELECT 1"]]
 
 
 def test_result_hash_names_the_rows(judges):

@@ -103,6 +103,16 @@ def test_gold_gets_standard_quotes(sql, expected):
         ("SELECT a FROM t WHERE b IN ('y', \"x\")", True),
         ("SELECT a FROM t WHERE b BETWEEN \"x\" AND 'y'", True),
         ("SELECT a FROM t WHERE b NOT BETWEEN 'y' AND \"x\"", True),
+        ("SELECT a FROM t WHERE b BETWEEN lower('Y') AND \"x\"", True),
+        ("SELECT a FROM t WHERE b IN (-1, (2), lower('Y'), \"x\", 3)", True),
+        ('SELECT a FROM t WHERE (b = "x") OR a', True),
+        ('SELECT a FROM t WHERE b = "x" COLLATE NOCASE', True),
+        ('SELECT a FROM t WHERE b = "x" || 1', False),
+        ('SELECT a FROM t WHERE b = "x" + 1', False),
+        ('SELECT a FROM t WHERE b IN (SELECT "x")', False),
+        ('SELECT a FROM t WHERE b BETWEEN 1 AND 2 AND "x"', False),
+        ('SELECT CASE b WHEN "x" THEN 1 END FROM t', False),
+        ('SELECT a FROM t WHERE b = lower("x")', False),
         ('SELECT a FROM t WHERE "x" = b', False),
         ('SELECT a FROM t WHERE "x" > 100', False),
         ('SELECT a FROM t WHERE a > "x"', False),
@@ -133,6 +143,10 @@ def test_canonical_sql_folds_form_but_not_meaning():
     ]
     assert len({canonical_sql(sql) for sql in [*same, *other]}) == 4
     assert canonical_sql('SELECT "order" FROM t') == 'SELECT "order" FROM t'
+    # A double-quoted value may be a string, a bare or a backticked word is always a name.
+    values = ['SELECT a FROM t WHERE b = "X"', "SELECT a FROM t WHERE b = X", 'SELECT a FROM t WHERE b = "x"']
+    assert len({canonical_sql(sql) for sql in values}) == 3
+    assert canonical_sql('SELECT "A" FROM t WHERE "B" = "X"') == canonical_sql('SELECT a FROM t WHERE b="X"')
     assert canonical_sql("SELECT ((  FROM\n t ;") == "SELECT (( FROM t"
 
 
@@ -159,5 +173,7 @@ def test_volatile_text():
     assert is_volatile("SELECT date('now')")
     assert is_volatile("SELECT strftime('%Y')")
     assert is_volatile("SELECT datetime()")
+    assert is_volatile("SELECT date((SELECT 'Now'))")
     assert not is_volatile("SELECT a FROM t WHERE b = 'now'")
+    assert not is_volatile("SELECT date(a) FROM t WHERE b = 'now'")
     assert not is_volatile("SELECT date(a, '+1 day'), strftime('%Y', a) FROM t")

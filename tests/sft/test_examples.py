@@ -35,7 +35,7 @@ def audited(monkeypatch):
     """An audit that finds every gold with `nothing` in it bad; returns the batches of example ids that it was given."""
     batches = []
 
-    def audit(examples, workers=1, seed=0, progress=None):
+    def audit(examples, workers=1, seed=0, progress=None, **judge):
         examples = list(examples)
         batches.append([example["example_id"] for example in examples])
         for example in examples:
