@@ -139,7 +139,7 @@ def test_schema_only_question(judges):
     ]
     line = judges["both"].question({"id": 7, "gold": GOLD, "candidates": candidates, "context": DDL})
     assert [verdict["verdict"] for verdict in line["verdicts"]] == ["correct", "correct", "wrong", "wrong", "wrong"]
-    assert len(line["gold"]["databases"]) == 3 and min(line["gold"]["gold_rows"]) > 0
+    assert len(line["gold"]["databases"]) == 6 and min(line["gold"]["gold_rows"]) > 0
     trace = line["verdicts"][2]["trace"]
     assert trace["database"].startswith("tidy") and trace["rows"] > trace["gold_rows"]
     assert trace["gold_only"] == [] and len(trace["candidate_only"]) >= 1
