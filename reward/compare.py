@@ -43,8 +43,10 @@ class Denotation(NamedTuple):
     def cuts_tie(self) -> bool:
         """Whether LIMIT or OFFSET cuts through a group, so that the query does not determine its answer."""
         edges = {0}
+        end = 0
         for group in self.groups:
-            edges.add(max(edges) + len(group))
+            end += len(group)
+            edges.add(end)
         return self.start not in edges or self.stop not in edges
 
 
