@@ -32,7 +32,7 @@ _CACHED_SUITES = 256
 _MAX_QUOTED_NAMES = 20
 # What goes to the worker in one message; fewer candidates, and the message's own cost would count.
 _TOGETHER_QUESTIONS = 32
-_TOGETHER_CANDIDATES = 128
+_TOGETHER_CANDIDATES = 512
 _REMEMBERED_MEMBERS = 4096
 _REMEMBERED_ANSWERS = 8
 

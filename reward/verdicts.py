@@ -66,13 +66,13 @@ def weigh(entry: Candidate, outcome: Outcome, member: Member, gold_empty: bool) 
         reason = "timeout" if outcome.message.startswith("timeout") else "worker"
         entry.verdict = verdict("unclear", reason, {**trace, "message": outcome.message})
         return False
-    width = len(outcome.columns)
-    if outcome.status in ("ok", "volatile") and width != gold.column_count:
-        entry.digests += result_digest(width, outcome.rows, outcome.row_count, gold.ordered)
-        entry.verdict = verdict("wrong", "columns", {**trace, "gold_columns": gold.column_count, "columns": width})
-        return False
     if outcome.status == "volatile" or (outcome.status in ("ok", "same") and entry.volatile):
         entry.verdict = verdict("unclear", "volatile", trace)
+        return False
+    width = len(outcome.columns)
+    if outcome.status == "ok" and width != gold.column_count:
+        entry.digests += result_digest(width, outcome.rows, outcome.row_count, gold.ordered)
+        entry.verdict = verdict("wrong", "columns", {**trace, "gold_columns": gold.column_count, "columns": width})
         return False
     if outcome.status != "ok":
         entry.verdict = verdict("wrong", outcome.status, {**trace, "message": outcome.message})
