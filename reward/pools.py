@@ -125,7 +125,8 @@ class Pools:
         keyed = any(self.is_key(key) for key in keys)
         numeric = any(key in self.reading.numeric for key in keys)
         if self.flat and not pool and not keyed and self._is_measure(keys[0]):
-            return [random_value(self.schema.column(keys[0]), numeric, self.rng)] if not samples else samples[:1]
+            value = samples[0] if samples else random_value(self.schema.column(keys[0]), numeric, self.rng)
+            return [round(value) if isinstance(value, float) else value]  # an average of fractions may be rounded
         if samples:
             pool += self.rng.sample(samples, min(8, len(samples)))
         wanted = 12 if keyed else 5

@@ -169,7 +169,7 @@ class Witnesses:
         for place, total in scope.totals:
             for value in (total - 1, total, total + 1):
                 given = {other: 0 for other, _ in scope.totals} | {place: value}
-                self._witness(scope, satisfied, given | {p: self.pools.unused(_key(scope, p)) for p in scope.groups})
+                self._witness(scope, satisfied, given | self._group_values(scope))
         if not ordered:
             return
         values: dict[Place, object] = {}
@@ -200,10 +200,13 @@ class Witnesses:
         return values
 
     def _group_values(self, scope: Scope) -> dict[Place, object]:
-        return {
-            place: self.pools.choose(_key(scope, place), [(c, True) for c in scope.conditions if c.place == place])
-            for place in scope.groups
-        }
+        """A new value for each key of the group that has no condition, so that no other row joins the group."""
+        values: dict[Place, object] = {}
+        for place in scope.groups:
+            tests = [(condition, True) for condition in scope.conditions if condition.place == place]
+            key = _key(scope, place)
+            values[place] = self.pools.choose(key, tests) if tests else self.pools.unused(key, outside=True)
+        return values
 
     def _many_side(self, scope: Scope) -> list[str]:
         """The alias of which a group can hold several rows: not joined or grouped by its own key."""
