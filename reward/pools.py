@@ -74,6 +74,13 @@ class Pools:
         used.add(value)
         return value
 
+    def beyond(self, key: ColumnKey, above: bool) -> object:
+        """A number greater (or less) than all of the pool; None where the pool holds something else."""
+        pool = self._pool(self._find(key))
+        if key in self.checks or not all(isinstance(value, (int, float)) for value in pool):
+            return None
+        return int(max(pool)) + self.rng.randint(1, 300) if above else int(min(pool)) - self.rng.randint(1, 300)
+
     def unused(self, key: ColumnKey, outside: bool = False) -> object:
         """A value that no witness took before; `outside`: nor any row ever takes from the pool."""
         used = self._used.setdefault(self._find(key), set())

@@ -67,6 +67,12 @@ class Witnesses:
             other = self._first[scope.twin[0]]
             self._witness(scope, satisfied, {mine: other[theirs] for mine, theirs in scope.twin[1] if theirs in other})
         self._witness(scope, satisfied, self._shown_again(scope, self._first[index]))
+        for place, descending in scope.first if scope.cut and not scope.groups else ():
+            # The first row once more, further behind: DISTINCT may take either of them for both.
+            end = self.pools.beyond(_key(scope, place), descending)
+            tested = place in {condition.place for condition in scope.conditions}
+            if end is not None and not tested and self.rng.random() < 0.5:
+                self._witness(scope, satisfied, self._shown_again(scope, self._first[index]) | {place: end})
         for _ in range(min(scope.cut, _MAX_CUT)):
             tested = {condition.place for condition in scope.conditions}
             groups = {place: self.pools.unused(_key(scope, place)) for place in scope.groups if place not in tested}
@@ -183,7 +189,7 @@ class Witnesses:
             nothing = {place: None for place in scope.groups if self.pools.nullable(_key(scope, place))}
             empty = not nothing or self.rng.random() < 0.5
             given = self._group_values(scope) if empty else nothing
-            self._group(scope, satisfied, given, ordered[-1] + self.rng.randint(0, 2), empty)
+            self._group(scope, satisfied, given, ordered[-1] + self.rng.randint(1, 6), empty)
 
     def _group(self, scope: Scope, wanted: Wanted, given: dict[Place, object], size: int, empty: bool = False) -> dict:
         """One group; `empty`: with NULL in all columns that do not matter."""
