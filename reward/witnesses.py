@@ -1,6 +1,7 @@
 """Witnesses: rows made for one SELECT, so that it and what is nearly the same answer differently."""
 
 import random
+from itertools import product
 
 from reward.conditions import Scope
 from reward.names import Place
@@ -81,6 +82,14 @@ class Witnesses:
     def _sides(self, left: Scope, right: Scope) -> None:
         """What one side of a set operation shows and the other one would, but for one condition."""
         pairs = left.twin[1]
+        # Where both sides group, the same group in both, of sizes about those that HAVING asks.
+        sizes = [[count + step for count in side.counts[:1] or [1] for step in (-1, 0, 1)] for side in (left, right)]
+        for left_size, right_size in product(*sizes) if left.groups and right.groups else ():
+            values = [self.pools.unused(_key(left, mine), outside=True) for mine, _ in pairs]
+            for side, size, index in ((left, left_size, 0), (right, right_size, 1)):
+                if 0 < size <= _MAX_GROUP:
+                    wanted = [(condition, True) for condition in side.conditions]
+                    self._group(side, wanted, {pair[index]: value for pair, value in zip(pairs, values)}, size)
         for side, other, places in ((left, right, pairs), (right, left, [pair[::-1] for pair in pairs])):
             for broken in side.conditions[:_MAX_LINKED]:
                 values = [self.pools.unused(_key(side, mine)) for mine, _ in places]
