@@ -28,7 +28,8 @@ class Condition:
 class Scope:
     """One SELECT: its tables by alias in the order of FROM, its conditions joined by AND, its equal places, what it
     shows, its groups, the sizes (`counts`) and other aggregates (`totals`: column, number) that HAVING compares, and
-    the number of rows after which LIMIT cuts (0: nowhere).
+    the number of rows after which LIMIT cuts (0: nowhere). `first`: the column of ORDER BY, and whether the greatest
+    value comes first.
 
     `choices`: for each OR the conditions of its first branch, which stand in `conditions`, and of the other one.
     `links`: (place, index of a scope, wanted): the place's value must be, or not be, among those of a subquery.
@@ -48,6 +49,7 @@ class Scope:
     counts: list[int] = field(default_factory=list)
     totals: list[tuple[Place, int | float]] = field(default_factory=list)
     cut: int = 0
+    first: list[tuple[Place, bool]] = field(default_factory=list)
 
 
 @dataclass
@@ -142,6 +144,9 @@ class _Reader(Names):
         for clause in ("limit", "offset"):
             value = literal_value(select.args[clause].expression) if select.args.get(clause) else None
             scope.cut += value if isinstance(value, int) and value > 0 else 0
+        for term in select.args["order"].expressions[:1] if select.args.get("order") else []:
+            if (found := self.place(term.this)) and found[0] is select:
+                scope.first.append((found[1], bool(term.args.get("desc"))))
         for function in select.find_all(exp.Sum, exp.Avg):
             key = self.key(function.this)
             if key:

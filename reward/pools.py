@@ -74,6 +74,13 @@ class Pools:
         used.add(value)
         return value
 
+    def beyond(self, key: ColumnKey, above: bool) -> object:
+        """A number greater (or less) than all of the pool; None where the pool holds something else."""
+        pool = self._pool(self._find(key))
+        if key in self.checks or not all(isinstance(value, (int, float)) for value in pool):
+            return None
+        return int(max(pool)) + self.rng.randint(1, 300) if above else int(min(pool)) - self.rng.randint(1, 300)
+
     def unused(self, key: ColumnKey, outside: bool = False) -> object:
         """A value that no witness took before; `outside`: nor any row ever takes from the pool."""
         used = self._used.setdefault(self._find(key), set())
@@ -125,7 +132,8 @@ class Pools:
         keyed = any(self.is_key(key) for key in keys)
         numeric = any(key in self.reading.numeric for key in keys)
         if self.flat and not pool and not keyed and self._is_measure(keys[0]):
-            return [random_value(self.schema.column(keys[0]), numeric, self.rng)] if not samples else samples[:1]
+            value = samples[0] if samples else random_value(self.schema.column(keys[0]), numeric, self.rng)
+            return [round(value) if isinstance(value, float) else value]  # an average of fractions may be rounded
         if samples:
             pool += self.rng.sample(samples, min(8, len(samples)))
         wanted = 12 if keyed else 5

@@ -1,6 +1,7 @@
 """Witnesses: rows made for one SELECT, so that it and what is nearly the same answer differently."""
 
 import random
+from itertools import product
 
 from reward.conditions import Scope
 from reward.names import Place
@@ -67,6 +68,12 @@ class Witnesses:
             other = self._first[scope.twin[0]]
             self._witness(scope, satisfied, {mine: other[theirs] for mine, theirs in scope.twin[1] if theirs in other})
         self._witness(scope, satisfied, self._shown_again(scope, self._first[index]))
+        for place, descending in scope.first if scope.cut and not scope.groups else ():
+            # The first row once more, further behind: DISTINCT may take either of them for both.
+            end = self.pools.beyond(_key(scope, place), descending)
+            tested = place in {condition.place for condition in scope.conditions}
+            if end is not None and not tested and self.rng.random() < 0.5:
+                self._witness(scope, satisfied, self._shown_again(scope, self._first[index]) | {place: end})
         for _ in range(min(scope.cut, _MAX_CUT)):
             tested = {condition.place for condition in scope.conditions}
             groups = {place: self.pools.unused(_key(scope, place)) for place in scope.groups if place not in tested}
@@ -75,6 +82,14 @@ class Witnesses:
     def _sides(self, left: Scope, right: Scope) -> None:
         """What one side of a set operation shows and the other one would, but for one condition."""
         pairs = left.twin[1]
+        # Where both sides group, the same group in both, of sizes about those that HAVING asks.
+        sizes = [[count + step for count in side.counts[:1] or [1] for step in (-1, 0, 1)] for side in (left, right)]
+        for left_size, right_size in product(*sizes) if left.groups and right.groups else ():
+            values = [self.pools.unused(_key(left, mine), outside=True) for mine, _ in pairs]
+            for side, size, index in ((left, left_size, 0), (right, right_size, 1)):
+                if 0 < size <= _MAX_GROUP:
+                    wanted = [(condition, True) for condition in side.conditions]
+                    self._group(side, wanted, {pair[index]: value for pair, value in zip(pairs, values)}, size)
         for side, other, places in ((left, right, pairs), (right, left, [pair[::-1] for pair in pairs])):
             for broken in side.conditions[:_MAX_LINKED]:
                 values = [self.pools.unused(_key(side, mine)) for mine, _ in places]
@@ -169,7 +184,7 @@ class Witnesses:
         for place, total in scope.totals:
             for value in (total - 1, total, total + 1):
                 given = {other: 0 for other, _ in scope.totals} | {place: value}
-                self._witness(scope, satisfied, given | {p: self.pools.unused(_key(scope, p)) for p in scope.groups})
+                self._witness(scope, satisfied, given | self._group_values(scope))
         if not ordered:
             return
         values: dict[Place, object] = {}
@@ -183,7 +198,7 @@ class Witnesses:
             nothing = {place: None for place in scope.groups if self.pools.nullable(_key(scope, place))}
             empty = not nothing or self.rng.random() < 0.5
             given = self._group_values(scope) if empty else nothing
-            self._group(scope, satisfied, given, ordered[-1] + self.rng.randint(0, 2), empty)
+            self._group(scope, satisfied, given, ordered[-1] + self.rng.randint(1, 6), empty)
 
     def _group(self, scope: Scope, wanted: Wanted, given: dict[Place, object], size: int, empty: bool = False) -> dict:
         """One group; `empty`: with NULL in all columns that do not matter."""
@@ -200,10 +215,13 @@ class Witnesses:
         return values
 
     def _group_values(self, scope: Scope) -> dict[Place, object]:
-        return {
-            place: self.pools.choose(_key(scope, place), [(c, True) for c in scope.conditions if c.place == place])
-            for place in scope.groups
-        }
+        """A new value for each key of the group that has no condition, so that no other row joins the group."""
+        values: dict[Place, object] = {}
+        for place in scope.groups:
+            tests = [(condition, True) for condition in scope.conditions if condition.place == place]
+            key = _key(scope, place)
+            values[place] = self.pools.choose(key, tests) if tests else self.pools.unused(key, outside=True)
+        return values
 
     def _many_side(self, scope: Scope) -> list[str]:
         """The alias of which a group can hold several rows: not joined or grouped by its own key."""

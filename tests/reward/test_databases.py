@@ -99,3 +99,40 @@ def test_groups_around_the_wanted_size(schema, reading, sandbox):
         [outcome] = sandbox.run(database, [query], 100)
         sizes |= {row[0] for row in outcome.rows}
     assert {2, 3, 4} <= sizes
+
+
+def made(sandbox, ddl, gold, tier, seed, variant="plain"):
+    schema = read_schema(sandbox.describe(Database(f"ddl-{ddl}", "ddl", "schema", None, (ddl,))))
+    reading = read_conditions(parse(gold), schema)
+    return make_database(redeclare_numeric(schema, reading.numeric), reading, tier, seed, variant=variant)
+
+
+@pytest.mark.parametrize("seed", ["1", "2", "3"])
+def test_a_parent_without_children_satisfies_all_other_conditions(sandbox, seed):
+    gold = "SELECT b.name FROM band b JOIN album a ON b.id = a.band_id WHERE b.town = 'Berlin'"
+    rows = rows_of(made(sandbox, DDL, gold, "tidy", seed))
+    assert {row[0] for row in rows["band"] if row[2] == "Berlin"} - {row[1] for row in rows["album"]}
+
+
+def test_check_clauses_are_kept(sandbox):
+    columns = "id INT PRIMARY KEY, salary INT CHECK (salary > 29000), term TEXT CHECK (term IN ('a', 'b'))"
+    ddl = f"CREATE TABLE pay ({columns})"
+    for gold in ("SELECT id FROM pay", "SELECT id FROM pay WHERE salary > 40000 AND term = 'a'"):
+        for row in rows_of(made(sandbox, ddl, gold, "tidy", "1"))["pay"]:
+            assert row[1] > 29000 and row[2] in ("a", "b")
+
+
+def test_variants(sandbox):
+    ddl = "CREATE TABLE room (id INTEGER PRIMARY KEY, name TEXT, price INT); CREATE TABLE stay (room INT, nights INT)"
+    gold = "SELECT name FROM room WHERE price > (SELECT AVG(price) FROM room)"
+    prices = {row[2] for row in rows_of(made(sandbox, ddl, gold, "near", "1", "flat"))["room"]} - {None}
+    assert len(prices) == 1
+    gold = "SELECT name FROM room r JOIN stay s ON r.id = s.room"
+    rows = rows_of(made(sandbox, ddl, gold, "near", "1", "starved"))
+    assert rows["stay"] == [] and rows["room"]
+
+
+def test_or_branches_one_by_one(sandbox):
+    ddl = "CREATE TABLE city (name TEXT, land TEXT, people INT)"
+    rows = rows_of(made(sandbox, ddl, "SELECT name FROM city WHERE land = 'x' OR people = 7", "tidy", "1"))["city"]
+    assert {(row[1] == "x", row[2] == 7) for row in rows} >= {(True, False), (False, True)}
