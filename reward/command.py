@@ -43,7 +43,8 @@ def main_judge(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     run = _Run(parser, options, "judge", {"databases": options.databases, "seed": options.seed})
 
-    from reward.judge import Judge, checked_task
+    from reward.judge import Judge
+    from reward.task import checked_task
 
     def answer(questions: Iterator[Question]) -> Iterator[tuple[Question, str]]:
         settings = {"databases": options.databases, "seed": options.seed}

@@ -24,8 +24,19 @@ from reward.progress import with_progress
 from reward.queries import is_volatile, plain_values_as_strings
 from reward.sandbox import Database, DatabaseError, Job, Outcome, Sandbox
 from reward.suite import Member, Suite, SuiteBuilder
+from reward.task import checked_task
 from reward.trace import DIGEST_BYTES, result_digest
-from reward.verdicts import Candidate, conclude, gold_line, read_candidates, requote, verdict, weigh
+from reward.verdicts import (
+    Candidate,
+    conclude,
+    gold_line,
+    read_candidates,
+    requote,
+    rests_on_luck,
+    verdict,
+    weigh,
+    weigh_backwards,
+)
 
 DATABASES = ("both", "given", "generated")
 _CACHED_SUITES = 256
@@ -190,6 +201,9 @@ class Judge:
                     active.append((suite, suite.members[level], distinct))
             if active:
                 self._run_level(active)
+        for suite, entries in asked:
+            lucky = {id(entry): entry for entry in entries if rests_on_luck(entry, suite)}
+            self._run_backwards(suite, list(lucky.values()))
         judged = iter(asked)
         for line in lines:
             if line["gold"]["status"] == "ok":
@@ -246,6 +260,17 @@ class Judge:
             for entry, outcome in zip(active, found):
                 self._take_down(entry, outcome, member, suite, answers)
 
+    def _run_backwards(self, suite: Suite, entries: list[Candidate]) -> None:
+        """Runs candidates that never ask for the order that gold asks for while rows are visited the other way round."""
+        for member in suite.members:
+            active = [entry for entry in entries if entry.verdict is None]
+            if not active or member.database.tier == "near" or not member.denotation.ordered:
+                continue
+            statements = [entry.sql for entry in active]
+            found = self.sandbox.run(member.database, statements, member.denotation.row_count + 1, reverse=True)
+            for entry, outcome in zip(active, found):
+                weigh_backwards(entry, outcome, member)
+
     def _ddl(self, database: Database) -> str:
         """Lower-cased text in which every name of the database stands."""
         if database.key not in self._ddls:
@@ -284,31 +309,6 @@ class Judge:
                 self._answers.popitem(last=False)
         self._answers.move_to_end(key)
         return answers
-
-
-def checked_task(task: dict) -> dict:
-    """The task itself. Raises ValueError, in three parts, where it is not as `reward.judge` reads it."""
-    if not isinstance(task, dict):
-        raise ValueError(f"a task is a {type(task).__name__}; allowed is an object; write one a line")
-    missing = [key for key in ("id", "gold", "candidates") if key not in task]
-    if missing:
-        raise ValueError(f"the task lacks {', '.join(missing)}; id, gold and candidates are needed; add them")
-    name = task["id"]
-    if task["gold"] is not None and not isinstance(task["gold"], str):
-        raise ValueError(f"gold of task {name!r} is {task['gold']!r:.60}; allowed is SQL text or null; correct it")
-    candidates = task["candidates"]
-    if not isinstance(candidates, list) or not all(sql is None or isinstance(sql, str) for sql in candidates):
-        raise ValueError(
-            f"candidates of task {name!r} are not a list of texts; texts and null are allowed; correct them"
-        )
-    database, context = task.get("database"), task.get("context")
-    if task["gold"] is None:
-        return task
-    if database is None and not isinstance(context, str):
-        raise ValueError(f"task {name!r} has neither database nor context; one is needed; add a path or DDL")
-    if database is not None and not (isinstance(database, str) and os.path.isfile(database)):
-        raise ValueError(f"database of task {name!r} is {database!r}; allowed is a SQLite file; correct the path")
-    return task
 
 
 def lost_line(task: dict, detail: str) -> dict:

@@ -102,6 +102,23 @@ def weigh(entry: Candidate, outcome: Outcome, member: Member, gold_empty: bool) 
     return False
 
 
+def rests_on_luck(entry: Candidate, suite: Suite) -> bool:
+    """Whether a candidate that equals ordered gold everywhere has no ORDER BY at all: SQLite owes it no order."""
+    equal = entry.verdict is None and entry.suspicion is None and not suite.empty
+    return equal and suite.members[0].denotation.ordered and "order" not in entry.sql.lower()
+
+
+def weigh_backwards(entry: Candidate, outcome: Outcome, member: Member) -> None:
+    """Takes down what the same database says when its rows are visited backwards."""
+    gold = member.denotation
+    difference = compare(gold, len(outcome.columns), outcome.rows) if outcome.status == "ok" and gold.certain else None
+    if difference is not None:
+        trace = {"database": member.database.name, "gold_rows": gold.row_count, "rows": outcome.row_count}
+        trace |= first_differences(gold, outcome.rows, difference)
+        trace["message"] = "no ORDER BY: another answer when SQLite visits the rows backwards"
+        entry.verdict = verdict("wrong", difference, trace)
+
+
 def conclude(entries: list[Candidate], suite: Suite) -> list[dict]:
     """The verdicts when all databases have been heard."""
     verdicts = []

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from reward.judge import Judge, checked_task
+from reward.judge import Judge
+from reward.task import checked_task
 
 
 def read_lines(path: Path) -> list[dict]:
