@@ -180,6 +180,14 @@ def _is_compared(before: str, after: str) -> bool:
     return column is not None and column.group(1).upper() not in KEYWORDS and bool(_AFTER_VALUE.match(after))
 
 
+def asks_for_order(sql: str) -> bool:
+    """Whether ORDER BY stands anywhere in the query; a table `orders`, a literal and a comment are none."""
+    if "order" not in sql.lower():
+        return False
+    words = [token.upper for token in tokenize(sql)]
+    return ("ORDER", "BY") in itertools.pairwise(words)
+
+
 def is_volatile(sql: str) -> bool:
     """Whether the text asks for the time of day: 'now' or a local time zone in a date function, or one without its
     date.

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from sqlglot import exp
+
 from reward.compare import Denotation, compare
 from reward.conditions import read_conditions
 from reward.databases import make_database
@@ -42,7 +44,10 @@ class Selection:
         self.sql = sql
         self.ordering = ordering
         self.seed = seed
-        self.reading = read_conditions(parse(sql), schema)
+        tree = parse(sql)
+        # Without a table the answer is the same on every database, and so is each mutant's.
+        self.constant = tree is not None and tree.find(exp.Table) is None
+        self.reading = read_conditions(tree, schema)
         self.schema = redeclare_numeric(schema, self.reading.numeric)
         self.labels_grouped = any(column in schema.tables[t].labels() for t, column in self.reading.grouped)
         self.mutants: list[Mutant] = make_mutants(sql, schema, mutants) if mutants else []
@@ -135,7 +140,9 @@ class Selection:
     def _prove(self, survivors: set[int]) -> None:
         indices = sorted(survivors - self.equal - self.unproven)
         if indices:
-            proofs = provably_equal(self.sql, [self.mutants[index].sql for index in indices], self.schema)
+            proofs = [True] * len(indices)
+            if not self.constant:
+                proofs = provably_equal(self.sql, [self.mutants[index].sql for index in indices], self.schema)
             self.equal |= {index for index, proven in zip(indices, proofs) if proven}
             self.unproven |= {index for index, proven in zip(indices, proofs) if not proven}
 

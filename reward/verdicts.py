@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from reward.compare import column_orders, compare
 from reward.gate import gate
-from reward.queries import is_volatile, quoted_value_as_string, unknown_quoted_name
+from reward.queries import asks_for_order, is_volatile, quoted_value_as_string, unknown_quoted_name
 from reward.sandbox import Outcome
 from reward.suite import Member, Suite
 from reward.trace import first_differences, result_digest
@@ -105,7 +105,7 @@ def weigh(entry: Candidate, outcome: Outcome, member: Member, gold_empty: bool) 
 def rests_on_luck(entry: Candidate, suite: Suite) -> bool:
     """Whether a candidate that equals ordered gold everywhere has no ORDER BY at all: SQLite owes it no order."""
     equal = entry.verdict is None and entry.suspicion is None and not suite.empty
-    return equal and suite.members[0].denotation.ordered and "order" not in entry.sql.lower()
+    return equal and suite.members[0].denotation.ordered and not asks_for_order(entry.sql)
 
 
 def weigh_backwards(entry: Candidate, outcome: Outcome, member: Member) -> None:
