@@ -12,6 +12,7 @@ if __name__ == "__main__":  # before the imports below, which take a third of a 
     sys.exit(main_judge())
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
@@ -109,6 +110,7 @@ class Judge:
         self._builder = SuiteBuilder(self.sandbox, **suite)
         self._suites: OrderedDict[tuple, Suite] = OrderedDict()
         self._pool: Pool | None = None
+        self._busy = threading.RLock()  # threads wait for one another: there is one worker to ask
         self._cache = SuiteCache(cache, self._builder, suite | limits) if cache is not None else None
         # Where the cache has failed, no process needs to find that out again.
         self.arguments["cache"] = os.path.abspath(cache) if self._cache and self._cache.usable else None
@@ -177,6 +179,10 @@ class Judge:
         return lines + self._together(group)
 
     def _together(self, tasks: list[dict]) -> list[dict]:
+        with self._busy:
+            return self._judged(tasks)
+
+    def _judged(self, tasks: list[dict]) -> list[dict]:
         lines: list[dict] = []
         asked: list[tuple[Suite, list[Candidate]]] = []
         for task in tasks:
@@ -214,16 +220,17 @@ class Judge:
     def suite(self, gold: str, database: str | None = None, context: str | None = None) -> Suite:
         """The databases of one question with gold's answers; kept for the questions asked last, and in the cache."""
         key = (gold, database, context)
-        if key not in self._suites:
-            try:
-                self._suites[key] = (self._cache or self._builder).build(gold, database, context)
-            except (OSError, DatabaseError) as error:  # the file is not there, or no longer
-                detail = getattr(error, "strerror", None) or str(error)
-                return Suite("gold_bad", "schema", f"database {database!r} cannot be read: {detail}")
-            if len(self._suites) > _CACHED_SUITES:
-                self._suites.popitem(last=False)
-        self._suites.move_to_end(key)
-        return self._suites[key]
+        with self._busy:
+            if key not in self._suites:
+                try:
+                    self._suites[key] = (self._cache or self._builder).build(gold, database, context)
+                except (OSError, DatabaseError) as error:  # the file is not there, or no longer
+                    detail = getattr(error, "strerror", None) or str(error)
+                    return Suite("gold_bad", "schema", f"database {database!r} cannot be read: {detail}")
+                if len(self._suites) > _CACHED_SUITES:
+                    self._suites.popitem(last=False)
+            self._suites.move_to_end(key)
+            return self._suites[key]
 
     def _run_level(self, asked: list[tuple[Suite, Member, list[Candidate]]]) -> None:
         """Runs candidates of several questions, each on one database of its suite, and takes down what they show.

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections import OrderedDict
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -135,31 +136,46 @@ class Sandbox:
 
     def run_jobs(self, jobs: list[Job]) -> list[list[Outcome]]:
         """The outcomes of each job, in order; the jobs of up to 100 databases cost one message each way."""
-        outcomes = self._run_all(jobs)
-        for index, outcome in enumerate(outcomes):
-            if outcome.status == "memory" and outcome.message == OUT_OF_MEMORY:
-                # What else the worker held must not decide: once more in a new one.
-                self.close()
-                [outcomes[index]] = self._run_all(_part(jobs, index, index + 1))
+        with self._whole_exchange():
+            outcomes = self._run_all(jobs)
+            for index, outcome in enumerate(outcomes):
+                if outcome.status == "memory" and outcome.message == OUT_OF_MEMORY:
+                    # What else the worker held must not decide: once more in a new one.
+                    self.close()
+                    [outcomes[index]] = self._run_all(_part(jobs, index, index + 1))
         rest = iter(outcomes)
         return [list(islice(rest, len(job.statements))) for job in jobs]
 
     def describe(self, database: Database, sample_size: int = 0) -> tuple:
         """The DDL and tables of a database as `reward.connection.Database.describe` gives them."""
-        for attempt in (1, 2):
-            try:
-                self._ensure_open(database)
-                self._send(("describe", (database.key, sample_size)))
-                fine, answer = self._receive()
-                break
-            except WorkerLost as error:
-                self.close()
-                self.restarts += 1
-                if attempt == 2:
-                    raise DatabaseError(f"reading the schema ended the worker twice: {error}") from None
+        with self._whole_exchange():
+            for attempt in (1, 2):
+                try:
+                    self._ensure_open(database)
+                    self._send(("describe", (database.key, sample_size)))
+                    fine, answer = self._receive()
+                    break
+                except WorkerLost as error:
+                    self.close()
+                    self.restarts += 1
+                    if attempt == 2:
+                        raise DatabaseError(f"reading the schema ended the worker twice: {error}") from None
         if not fine:
             raise DatabaseError(answer)
         return answer
+
+    @contextlib.contextmanager
+    def _whole_exchange(self) -> Iterator[None]:
+        """Ends a worker whose answers are not waited for any more (Ctrl-C, an alarm): the next statements would get
+        them.
+        """
+        try:
+            yield
+        except DatabaseError:
+            raise
+        except BaseException:
+            self.close()
+            raise
 
     def _run_all(self, jobs: list[Job]) -> list[Outcome]:
         """All outcomes, one after the other. A statement at which the worker was lost is run alone the second time."""

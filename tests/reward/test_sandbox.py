@@ -239,3 +239,45 @@ def test_memory_does_not_depend_on_what_else_is_open(table):
         assert alone.status == "ok"
         sandbox.run(Database("big", "big", "tidy", None, ("CREATE TABLE t (a TEXT)",), rows), ["SELECT 1"], 1)
         assert sandbox.run(database, [hungry], 10) == [alone]
+
+
+def test_a_batch_that_was_broken_off_gives_the_next_one_none_of_its_answers(table):
+    database = Database("broken-off", "given", "given", table)
+    slow = "SELECT count(*) FROM t a, t b WHERE a.v + b.v > 50"
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with Sandbox() as sandbox:
+        expected = sandbox.run(database, ["SELECT 1", "SELECT 2"], 9)
+        before = signal.signal(signal.SIGALRM, stop)
+        try:
+            for delay_s in (0.002, 0.01, 0.05):
+                signal.setitimer(signal.ITIMER_REAL, delay_s)
+                with pytest.raises(KeyboardInterrupt):
+                    while True:
+                        sandbox.run(database, ["SELECT 3", slow, "SELECT 4"], 9)
+                assert sandbox.run(database, ["SELECT 1", "SELECT 2"], 9) == expected
+        finally:
+            signal.signal(signal.SIGALRM, before)
+
+
+def test_threads_may_share_a_judge(table):
+    tasks = [
+        {"id": n, "gold": f"SELECT name FROM t WHERE v = {n}", "candidates": [HARMLESS, "SELECT 1"], "database": table}
+        for n in range(12)
+    ]
+    found: dict[int, list[dict]] = {}
+    with Judge(databases="given") as judge:
+        expected = [judge.question(task) for task in tasks]
+    with Judge(databases="given") as judge:
+
+        def ask(number: int) -> None:
+            found[number] = [judge.question(task) for task in tasks]
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [found.get(number) for number in range(4)] == [expected] * 4
