@@ -1,0 +1,113 @@
+"""Packed rows give the hidden states that they give alone, with either kernel, and no row sees another."""
+
+import pytest
+import torch
+
+import sft.packed_attention
+from sft.checkpoint import load_base
+from sft.packed_attention import LineAttention, attention, packs_accepted, visible
+from sft.packing import pack
+
+# Two questions on one schema, one of them with two answers, and a row that shares nothing: 1 to 3 tokens apart in length.
+SCHEMA = [11, 12, 13, 14, 15, 16, 17, 18]
+ROWS = [[*SCHEMA, 21, 22, 31, 32, 2], [*SCHEMA, 21, 22, 31, 33, 34, 2], [*SCHEMA, 23, 35, 2], [41, 42, 43, 36, 2]]
+PROMPTS = [10, 10, 9, 3]
+
+
+@pytest.fixture(params=["eager", "sdpa"])
+def model(request, tiny_model):
+    """The tiny model with attention so strong that a row which saw another would show it."""
+    model = load_base(tiny_model, precision="fp32", attention=request.param)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.v_proj.weight.mul_(20)
+            layer.self_attn.o_proj.weight.mul_(20)
+    return model
+
+
+def padded(rows):
+    longest = max(map(len, rows))
+    return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+
+
+def hidden(model, rows, prompts):
+    """Hidden states of the tokens that predict each row's answer, from one pack of all rows."""
+    with packs_accepted(model) as taken:
+        assert taken
+        output = model.model(input_ids=padded(rows), attention_mask=None, pack=pack(rows, prompts), use_cache=False)
+    return [output.last_hidden_state[number, prompt - 1 : len(row) - 1]
+            for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True))]
+
+
+@pytest.mark.parametrize("block", [4, 256])
+def test_rows_and_gradients_are_those_of_each_row_alone(model, monkeypatch, block):
+    monkeypatch.setattr(sft.packed_attention, "BLOCK", block)
+    weight = model.model.layers[0].self_attn.k_proj.weight
+    factors = [torch.randn(len(row) - prompt, 64) for row, prompt in zip(ROWS, PROMPTS, strict=True)]
+
+    def gradient(states):
+        model.zero_grad()
+        sum((state * factor).sum() for state, factor in zip(states, factors, strict=True)).backward()
+        return weight.grad.clone()
+
+    alone = [model.model(input_ids=torch.tensor([row])).last_hidden_state[0, prompt - 1 : -1]
+             for row, prompt in zip(ROWS, PROMPTS, strict=True)]
+    together = hidden(model, ROWS, PROMPTS)
+    for one, other in zip(alone, together, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+    wanted, found = gradient(alone), gradient(together)
+    assert (found - wanted).norm() < 1e-5 * wanted.norm()
+
+
+def test_a_changed_row_moves_no_other(model):
+    with torch.no_grad():
+        before = hidden(model, ROWS, PROMPTS)
+        for number, row in enumerate(ROWS):
+            changed = [list(row) for row in ROWS]
+            changed[number][PROMPTS[number]] += 1
+            after = hidden(model, changed, PROMPTS)
+            moved = [not torch.allclose(one, other, atol=1e-6) for one, other in zip(before, after, strict=True)]
+            assert moved == [other == number for other in range(len(ROWS))], row
+
+
+def test_the_model_gets_its_own_attention_back(model):
+    own = model.config._attn_implementation
+    ids = torch.tensor([ROWS[0]])
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        with packs_accepted(model):
+            assert model.config._attn_implementation == f"packed_{own}"
+            with attention(model, own):
+                assert torch.equal(model(input_ids=ids).logits, before)
+        assert model.config._attn_implementation == own
+        assert torch.equal(model(input_ids=ids).logits, before)
+
+
+def test_a_model_that_keeps_its_attention_is_left_as_it_is(model, monkeypatch, capsys):
+    monkeypatch.setattr(type(model), "_can_set_attn_implementation_cached_value", False, raising=False)
+    with packs_accepted(model) as taken:
+        assert taken is False
+    assert "train.share_prompts: false, since LlamaForCausalLM" in capsys.readouterr().out
+    with packs_accepted(model, wanted=False) as taken:
+        assert taken is False
+
+
+def test_rows_longer_than_the_models_window_are_refused(model):
+    model.config.sliding_window = 4
+    with packs_accepted(model), pytest.raises(ValueError, match=r"pass the model's attention window of 4.*share_prompts"):
+        for layer in model.model.layers:
+            attention_of = layer.self_attn.forward
+            layer.self_attn.forward = lambda *given, _of=attention_of, **more: _of(*given, sliding_window=4, **more)
+        model.model(input_ids=padded(ROWS), attention_mask=None, pack=pack(ROWS, PROMPTS), use_cache=False)
+
+
+def test_visible_of_the_docstring():
+    assert visible(torch.tensor([[3, 2, 3]])).int().tolist() == [[[1, 0, 0], [1, 1, 0], [1, 0, 1]]]
+
+
+def test_line_attention_has_the_gradients_of_autograd():
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(shape, dtype=torch.float64, requires_grad=True)
+                         for shape in ((2, 3, 2, 5, 4), (2, 2, 5, 4), (2, 2, 5, 4)))
+    sees = visible(torch.tensor([[5, 3, 3, 5, 5], [2, 2, 4, 4, 5]]))
+    assert torch.autograd.gradcheck(lambda *given: LineAttention.apply(*given, sees), (query, key, value))
