@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Queries of one line that are computed at a time: keys behind them are passed over, which saves nearly half of a long
-# line's work.
-BLOCK = 256
+# line's work, and what is left stays in the cache.
+BLOCK = 128
 
 
 class LineAttention(torch.autograd.Function):
@@ -26,24 +26,23 @@ class LineAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, query, key, value, sees):
+    def forward(ctx, query, key, value, blocks):
         """query [key_heads, groups, lines, width, head_size], already scaled; key, value [key_heads, lines, width,
-        head_size]; sees bool [lines, width, width]: query (row) sees key (column). Returns query's shape.
+        head_size]; blocks as `query_blocks` gives them. Returns query's shape.
         """
         heads, groups, lines, width, size = query.shape
         out, kept = torch.empty_like(query), []
-        for start in range(0, width, BLOCK):
-            stop = min(start + BLOCK, width)
+        for start, stop, free, unseen in blocks:
             block = query[:, :, :, start:stop].transpose(1, 2).reshape(heads * lines, -1, size)
             keys, values = (tensor[:, :, :stop].reshape(heads * lines, stop, size) for tensor in (key, value))
             scores = torch.bmm(block, keys.transpose(1, 2))
-            shaped = scores.view(heads, lines, groups, stop - start, stop)
-            shaped.masked_fill_(~sees[:, None, start:stop, :stop], -torch.inf)
+            scores.view(heads, lines, groups, stop - start, stop)[..., free:].masked_fill_(unseen, -torch.inf)
             chances = scores.softmax(-1)
             found = torch.bmm(chances, values).view(heads, lines, groups, stop - start, size)
             out[:, :, :, start:stop] = found.transpose(1, 2)
             kept.append(chances)
         ctx.save_for_backward(query, key, value, *kept)
+        ctx.places = [block[:2] for block in blocks]
         return out
 
     @staticmethod
@@ -52,8 +51,7 @@ class LineAttention(torch.autograd.Function):
         heads, groups, lines, width, size = query.shape
         of_query = torch.empty_like(query)
         of_key, of_value = (tensor.new_zeros(heads * lines, width, size) for tensor in (key, value))
-        for number, start in enumerate(range(0, width, BLOCK)):
-            stop, chances = min(start + BLOCK, width), kept[number]
+        for (start, stop), chances in zip(ctx.places, kept, strict=True):
             block, given = (tensor[:, :, :, start:stop].transpose(1, 2).reshape(heads * lines, -1, size)
                             for tensor in (query, gradient))
             keys, values = (tensor[:, :, :stop].reshape(heads * lines, stop, size) for tensor in (key, value))
@@ -71,7 +69,7 @@ def packed_attention(kernel: str, module, query, key, value, attention_mask, *, 
 
     Returns (output [1, tokens, heads, head_size], None).
     """
-    lines, cells, sees = packed["lines"], packed["cells"], packed["sees"]
+    lines, cells = packed["lines"], packed["cells"]
     if sliding_window is not None and sliding_window < lines.shape[1]:
         raise ValueError(f"packed rows of {lines.shape[1]} tokens pass the model's attention window of {sliding_window}. "
                          "Switch packing off: train.share_prompts: false, or train.questions_per_pack: 1.")
@@ -79,11 +77,11 @@ def packed_attention(kernel: str, module, query, key, value, attention_mask, *, 
                          for tensor in (query, key, value))
     heads, groups = key.shape[0], query.shape[0] // key.shape[0]
     if kernel == "eager":
-        out = LineAttention.apply((query * scaling).unflatten(0, (heads, groups)), key, value, sees)
+        out = LineAttention.apply((query * scaling).unflatten(0, (heads, groups)), key, value, packed["blocks"])
         out = out.flatten(0, 1)
     else:
         out = torch.nn.functional.scaled_dot_product_attention(
-            *(tensor.transpose(0, 1) for tensor in (query, key, value)), attn_mask=sees.unsqueeze(1), scale=scaling,
+            *(tensor.transpose(0, 1) for tensor in (query, key, value)), attn_mask=packed["sees"].unsqueeze(1), scale=scaling,
             enable_gqa=groups > 1).transpose(0, 1)
     return out.flatten(1, 2).index_select(1, cells).transpose(0, 1).unsqueeze(0).contiguous(), None
 
@@ -99,6 +97,18 @@ def visible(ends: torch.Tensor) -> torch.Tensor:
     """
     place = torch.arange(ends.shape[1], device=ends.device)
     return (place[None, :, None] >= place[None, None, :]) & (place[None, :, None] < ends[:, None, :])
+
+
+def query_blocks(sees: torch.Tensor) -> list[tuple[int, int, int, torch.Tensor]]:
+    """(start, stop, free, unseen) of each block of queries: all of them see the keys before `free`, and which they do not
+    see of the keys from there to `stop` says unseen, bool [lines, 1, queries, keys].
+    """
+    blocks = []
+    for start in range(0, sees.shape[1], BLOCK):
+        block = sees[:, start : start + BLOCK, : start + BLOCK]
+        free = int(block.all(dim=1).all(dim=0).long().cumprod(0).sum())
+        blocks.append((start, start + block.shape[1], free, ~block[:, None, :, free:]))
+    return blocks
 
 
 @contextmanager
@@ -118,7 +128,7 @@ def packs_accepted(model: PreTrainedModel, *, wanted: bool = True):
             print(f"train.share_prompts: false, since {type(model).__name__} does not let its attention be replaced")
         yield False
         return
-    backbone = model.base_model
+    backbone, in_blocks = model.base_model, own == "eager"
     original = backbone.forward
 
     def forward(*arguments, pack=None, **keywords):
@@ -126,7 +136,8 @@ def packs_accepted(model: PreTrainedModel, *, wanted: bool = True):
             return original(*arguments, **keywords)
         shape = keywords.pop("input_ids").shape
         keywords["attention_mask"] = None
-        packed = {"lines": pack["lines"], "cells": pack["cells"], "sees": visible(pack["ends"])}
+        sees = visible(pack["ends"])
+        packed = {"lines": pack["lines"], "cells": pack["cells"], **({"blocks": query_blocks(sees)} if in_blocks else {"sees": sees})}
         output = original(input_ids=pack["input_ids"], position_ids=pack["position_ids"], packed=packed, **keywords)
         hidden = output.last_hidden_state[0]
         scored = hidden.index_select(0, pack["sources"])

@@ -5,7 +5,7 @@ import torch
 
 import sft.packed_attention
 from sft.checkpoint import load_base
-from sft.packed_attention import LineAttention, attention, packs_accepted, visible
+from sft.packed_attention import LineAttention, attention, packs_accepted, query_blocks, visible
 from sft.packing import pack
 
 # Two questions on one schema, one of them with two answers, and a row that shares nothing: 1 to 3 tokens apart in length.
@@ -109,5 +109,13 @@ def test_line_attention_has_the_gradients_of_autograd():
     torch.manual_seed(0)
     query, key, value = (torch.randn(shape, dtype=torch.float64, requires_grad=True)
                          for shape in ((2, 3, 2, 5, 4), (2, 2, 5, 4), (2, 2, 5, 4)))
-    sees = visible(torch.tensor([[5, 3, 3, 5, 5], [2, 2, 4, 4, 5]]))
-    assert torch.autograd.gradcheck(lambda *given: LineAttention.apply(*given, sees), (query, key, value))
+    blocks = query_blocks(visible(torch.tensor([[5, 3, 3, 5, 5], [2, 2, 4, 4, 5]])))
+    assert torch.autograd.gradcheck(lambda *given: LineAttention.apply(*given, blocks), (query, key, value))
+
+
+def test_blocks_mask_only_what_some_query_does_not_see(monkeypatch):
+    """One line: a prompt of 3 tokens, then answers of 2 and 1, in blocks of 2 queries."""
+    monkeypatch.setattr(sft.packed_attention, "BLOCK", 2)
+    (_, _, first, _), second, third = query_blocks(visible(torch.tensor([[6, 6, 6, 5, 5, 6]])))
+    assert first == 1 and second[:3] == (2, 4, 3) and second[3].int().tolist() == [[[[1], [0]]]]
+    assert third[:3] == (4, 6, 3) and third[3].int().tolist() == [[[[0, 0, 1], [1, 1, 0]]]]
