@@ -53,7 +53,7 @@ class ExecutionDPOTrainer(DPOTrainer):
         return loss
 
     def _kept_reference(self, inputs):
-        """The reference's (chosen, rejected) log-probabilities of a micro-batch, [batch] each; all pairs' at the first call."""
+        """The reference's (chosen, rejected) log-probabilities, [batch] each; the first call finds those of all pairs."""
         rows = [dict(zip(IDS, ids, strict=True)) for ids in _token_ids(inputs)]
         if any(self.reference.key(row) not in self.reference.found for row in rows):
             count = self.reference.complete(self.train_dataset.to_list(), self.args.per_device_train_batch_size,

@@ -196,7 +196,8 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
                                       data_collator=preference_collator(tokenizer, packs), callbacks=[Mark()])
         if epochs > 1:
             folder.mkdir(parents=True, exist_ok=True)
-            trainer.reference = ReferenceLogps(folder.parent / "reference_logps.jsonl", [checkpoint, bf16, trainer.ld_alpha])
+            trainer.reference = ReferenceLogps(folder.parent / "reference_logps.jsonl",
+                                               [checkpoint, bf16, trainer.ld_alpha])
         with library_writes(folder):
             trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
     state = gathered_adapter(trainer.model)

@@ -33,12 +33,11 @@ def global_batches(lengths: list[int], *, epochs: float, global_batch_size: int,
     order = []
     for start in range(0, total, global_batch_size):
         batch = rows[start : start + global_batch_size]
+        family = {row: _label(families or groups, row) for row in batch}
         longest: dict = {}
         for row in batch:
-            family = _label(families or groups, row)
-            longest[family] = max(longest.get(family, 0), lengths[row])
-        order += sorted(batch, key=lambda row: (-longest[_label(families or groups, row)], _label(families or groups, row),
-                                                _label(groups, row), -lengths[row], row))
+            longest[family[row]] = max(longest.get(family[row], 0), lengths[row])
+        order += sorted(batch, key=lambda row: (-longest[family[row]], family[row], _label(groups, row), -lengths[row], row))
     return order
 
 

@@ -20,7 +20,7 @@ BLOCK = 128
 
 
 class LineAttention(torch.autograd.Function):
-    """softmax(q k^T) v over lines, in blocks of queries, with probabilities kept for the backward pass in q's precision.
+    """softmax(q k^T) v over lines, in blocks of queries; probabilities are kept for the backward pass in q's precision.
 
     On the CPU its backward is faster than sdpa's. Query heads share key heads in groups without a copy of the keys.
     """
@@ -56,7 +56,8 @@ class LineAttention(torch.autograd.Function):
                             for tensor in (query, gradient))
             keys, values = (tensor[:, :, :stop].reshape(heads * lines, stop, size) for tensor in (key, value))
             of_value[:, :stop] += torch.bmm(chances.transpose(1, 2), given)
-            of_scores = torch._softmax_backward_data(torch.bmm(given, values.transpose(1, 2)), chances, -1, chances.dtype)
+            of_chances = torch.bmm(given, values.transpose(1, 2))
+            of_scores = torch._softmax_backward_data(of_chances, chances, -1, chances.dtype)
             of_key[:, :stop] += torch.bmm(of_scores.transpose(1, 2), block)
             found = torch.bmm(of_scores, keys).view(heads, lines, groups, stop - start, size)
             of_query[:, :, :, start:stop] = found.transpose(1, 2)
@@ -64,15 +65,20 @@ class LineAttention(torch.autograd.Function):
 
 
 def packed_attention(kernel: str, module, query, key, value, attention_mask, *, scaling: float, packed: dict,
-                     sliding_window: int | None = None, **others):
+                     sliding_window: int | None = None, dropout: float = 0.0, **others):
     """transformers' attention interface for packed tokens: query, key, value [1, heads, tokens, head_size].
 
     Returns (output [1, tokens, heads, head_size], None).
     """
     lines, cells = packed["lines"], packed["cells"]
+    more = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
     if sliding_window is not None and sliding_window < lines.shape[1]:
-        raise ValueError(f"packed rows of {lines.shape[1]} tokens pass the model's attention window of {sliding_window}. "
-                         "Switch packing off: train.share_prompts: false, or train.questions_per_pack: 1.")
+        more.append(f"sliding_window {sliding_window}, shorter than {lines.shape[1]} tokens")
+    if dropout:
+        more.append(f"dropout {dropout}")
+    if more:
+        raise ValueError(f"the model's attention has {', '.join(more)}; shared prompts are computed by plain attention "
+                         "over all earlier tokens. Set train.share_prompts: false.")
     query, key, value = (tensor[0].index_select(1, lines.view(-1)).unflatten(1, lines.shape)
                          for tensor in (query, key, value))
     heads, groups = key.shape[0], query.shape[0] // key.shape[0]
@@ -80,9 +86,9 @@ def packed_attention(kernel: str, module, query, key, value, attention_mask, *, 
         out = LineAttention.apply((query * scaling).unflatten(0, (heads, groups)), key, value, packed["blocks"])
         out = out.flatten(0, 1)
     else:
-        out = torch.nn.functional.scaled_dot_product_attention(
-            *(tensor.transpose(0, 1) for tensor in (query, key, value)), attn_mask=packed["sees"].unsqueeze(1), scale=scaling,
-            enable_gqa=groups > 1).transpose(0, 1)
+        given = (tensor.transpose(0, 1) for tensor in (query, key, value))
+        out = torch.nn.functional.scaled_dot_product_attention(*given, attn_mask=packed["sees"].unsqueeze(1), scale=scaling,
+                                                               enable_gqa=groups > 1).transpose(0, 1)
     return out.flatten(1, 2).index_select(1, cells).transpose(0, 1).unsqueeze(0).contiguous(), None
 
 
@@ -137,7 +143,8 @@ def packs_accepted(model: PreTrainedModel, *, wanted: bool = True):
         shape = keywords.pop("input_ids").shape
         keywords["attention_mask"] = None
         sees = visible(pack["ends"])
-        packed = {"lines": pack["lines"], "cells": pack["cells"], **({"blocks": query_blocks(sees)} if in_blocks else {"sees": sees})}
+        packed = {"lines": pack["lines"], "cells": pack["cells"], "sees": sees,
+                  "blocks": query_blocks(sees) if in_blocks else None}
         output = original(input_ids=pack["input_ids"], position_ids=pack["position_ids"], packed=packed, **keywords)
         hidden = output.last_hidden_state[0]
         scored = hidden.index_select(0, pack["sources"])

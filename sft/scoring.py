@@ -1,4 +1,4 @@
-"""The LM head in training: completion positions only, vocabulary in tiles that fit the cache, gradient found on the way."""
+"""The LM head in training: completion positions only, the vocabulary in tiles, the gradient found on the way."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ TILE_LOGITS = 1 << 20
 class TiledLogProbs(torch.autograd.Function):
     """Log-probabilities of targets under softmax(hidden @ weight.T) for a frozen weight, with trl's measures beside them.
 
-    A log-probability's gradient is known up to its factor in the forward pass already: with p the softmax and t the target,
-    d log p_t / d hidden = (1 - p_t) weight[t] - sum over v != t of p_v weight[v]. The sum is kept as the tiles go by, as
-    attention does it, so the backward pass multiplies this vector by the factor, where trl computes all logits again. The
-    target is left out of the sum: where p_t is near 1 the difference of the whole sum and weight[t] would be rounding alone.
+    A log-probability's gradient is known up to its factor in the forward pass already: with p the softmax and t the
+    target, d log p_t / d hidden = (1 - p_t) weight[t] - sum over v != t of p_v weight[v]. The sum is kept as the tiles go
+    by, as attention does it, so the backward pass multiplies this vector by the factor, where trl computes all logits
+    again. The target is left out of the sum: where p_t is near 1, weight[t] less the whole sum would be rounding alone.
     """
 
     @staticmethod

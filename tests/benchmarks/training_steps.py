@@ -1,4 +1,4 @@
-"""What the benchmarks of training steps share: two trainers taken in turn, their memory, their differences, the table."""
+"""What the benchmarks of training steps share: trainers taken in turn, their memory, their differences, the table."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -26,9 +27,33 @@ OWN_HEAD = (trl.trainer.utils._use_triton, trl.trainer.utils._ChunkedLogProbFunc
 VOCABULARY = 49152
 
 
+class Way(NamedTuple):
+    """One way to train: LM head (see `lm_head`), attention, and whether it takes what is no public option of trl's."""
+
+    head: str
+    attention: str
+    private: bool = False
+
+
+WAYS = {"trl eager": Way("plain", "eager"), "trl sdpa": Way("plain", "sdpa"),
+        "trl compact head": Way("compact", "eager", private=True), "ours": Way("ours", "auto")}
+
+
+class Work(NamedTuple):
+    """Rows of all steps of a run, rows in a step, and rows in a micro-batch of trl's ways and of ours."""
+
+    rows: list[dict]
+    step: int
+    plain_micro: int
+    our_micro: int
+
+    def micro(self, way: str) -> int:
+        return self.our_micro if way == "ours" else self.plain_micro
+
+
 @contextmanager
 def lm_head(kind: str) -> Iterator[None]:
-    """trl's LM head for a while: `plain` (as it comes), `compact` (its own kernel on completion positions), or `ours`."""
+    """trl's LM head for a while: `plain` (as it comes), `compact` (its kernel on completion positions), or `ours`."""
     from sft.scoring import score_completion_only
 
     trl.trainer.utils._use_triton, trl.trainer.utils._ChunkedLogProbFunction = OWN_HEAD
@@ -42,7 +67,7 @@ def lm_head(kind: str) -> Iterator[None]:
         trl.trainer.utils._use_triton, trl.trainer.utils._ChunkedLogProbFunction = OWN_HEAD
 
 
-def policy(attention: str, precision: str = "bf16"):
+def policy(attention: str, precision: str):
     """The embedded model with a LoRA adapter that changes its output, always the same one."""
     from sft.checkpoint import load_base, resolve_model
     from sft.training import lora_model
@@ -70,30 +95,29 @@ class Clock(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def seconds_a_step(trainer: Trainer) -> list[float]:
+def seconds_a_step(trainer: Trainer, head: str) -> list[float]:
     """Seconds of each step of a training run but the first."""
-    [clock] = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Clock)]
+    clock = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Clock))
     clock.ends.clear()
-    trainer.train()
+    with lm_head(head):
+        trainer.train()
     return [end - start for start, end in zip(clock.ends, clock.ends[1:], strict=False)]
 
 
-def loss_and_gradients(trainer: Trainer, rows: list[dict], bf16: bool) -> tuple[float, dict]:
+def loss_and_gradients(trainer: Trainer, rows: list[dict], way: Way) -> tuple[float, dict]:
     """Loss and LoRA gradients of one micro-batch, before any step."""
-    trainer.model.zero_grad()
     inputs = trainer._prepare_inputs(trainer.data_collator(rows))
-    with torch.autocast(trainer.args.device.type, torch.bfloat16, bf16):
-        loss = trainer.compute_loss(trainer.model, inputs)
-    loss.backward()
-    found = {name: parameter.grad.clone() for name, parameter in trainer.model.named_parameters()
-             if parameter.requires_grad and parameter.grad is not None}
-    trainer.model.zero_grad()
-    return loss.item(), found
+    with lm_head(way.head):
+        with torch.autocast(trainer.args.device.type, torch.bfloat16, trainer.args.bf16):
+            loss = trainer.compute_loss(trainer.model, inputs)
+        loss.backward()
+    return loss.item(), {name: parameter.grad for name, parameter in trainer.model.named_parameters()
+                         if parameter.requires_grad}
 
 
-def differences(one: tuple[float, dict], other: tuple[float, dict]) -> dict:
-    """Relative difference of two losses, and of LoRA gradients: all together, and of the tensor that is furthest off."""
-    (loss, gradients), (other_loss, others) = one, other
+def difference(wanted: tuple[float, dict], found: tuple[float, dict]) -> dict[str, float]:
+    """Relative difference of two losses, and of LoRA gradients: all together, and the tensor that is furthest off."""
+    (loss, gradients), (other_loss, others) = wanted, found
     assert gradients.keys() == others.keys()
     apart = {name: (others[name] - gradient).norm().item() for name, gradient in gradients.items()}
     size = {name: gradient.norm().item() for name, gradient in gradients.items()}
@@ -102,40 +126,24 @@ def differences(one: tuple[float, dict], other: tuple[float, dict]) -> dict:
             "worst_tensor": max(apart[name] / size[name] for name in apart)}
 
 
-def in_turn(makers: dict[str, tuple[str, Callable[[], Trainer]]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of the steps of each trainer, a training run of each by turns. `makers`: {name: (LM head, make)}."""
-    trainers = {}
-    for name, (head, make) in makers.items():
-        with lm_head(head):
-            trainers[name] = make()
-    found = {name: [] for name in trainers}
-    for _ in range(rounds):
-        for name, trainer in trainers.items():
-            with lm_head(makers[name][0]):
-                found[name] += seconds_a_step(trainer)
-    return found
-
-
 def profile(trainer: Trainer, head: str) -> str:
-    """torch's profile of a training run, the operations that take most time of their own."""
+    """torch's profile of a training run after another: the operations that take most time of their own."""
     from torch.profiler import ProfilerActivity
 
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
-    with lm_head(head):
-        trainer.train()
-        with torch.profiler.profile(activities=activities) as found:
-            trainer.train()
-    by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    on_gpu = torch.cuda.is_available()
+    seconds_a_step(trainer, head)
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as found:
+        seconds_a_step(trainer, head)
+    by = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
     return found.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=45)
 
 
 def peak_memory_mib(trainer: Trainer, head: str) -> float:
-    """What training adds to the memory of a process that holds the model: peak of the resident set, or of the GPU."""
+    """What training adds to a process that holds the model: peak of the resident set, or of the GPU's memory."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        with lm_head(head):
-            trainer.train()
+        seconds_a_step(trainer, head)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
 
     def status(field: str) -> int:
@@ -145,57 +153,85 @@ def peak_memory_mib(trainer: Trainer, head: str) -> float:
     # The kernel forgets the peak so far (of loading the model) when 5 is written there.
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = status("VmRSS")
-    with lm_head(head):
-        trainer.train()
+    seconds_a_step(trainer, head)
     return (status("VmHWM") - before) / 1024
 
 
-def memory_of_each(names: list[str], shape: str, arguments: list[str]) -> dict[str, float]:
-    """Peak memory of each way, each in a process of its own: this script again with --memory."""
-    found = {}
-    for name in names:
-        command = [sys.executable, sys.argv[0], *arguments, "--memory", f"{shape}:{name}"]
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        found[name] = float(output.splitlines()[-1])
-    return found
+def benchmark(description: str, unit: str, shapes: dict, work_of: Callable[..., Work], trainer_of: Callable) -> None:
+    """The whole of a benchmark, by its command line.
 
-
-def arguments_of(description: str) -> argparse.Namespace:
-    """The command line of both benchmarks."""
+    work_of(shape, steps) gives the work; trainer_of(way, work, steps, precision) a trainer of it, with a `Clock`.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer pairs and steps: under three minutes on two cores")
-    parser.add_argument("--shape", action="append", help="only this shape; may be repeated")
-    parser.add_argument("--rounds", type=int, help="training runs of each way")
+    parser.add_argument("--quick", action="store_true", help="one timed step a way, trl with one attention: three minutes")
+    parser.add_argument("--shape", action="append", choices=shapes, help="only this shape; may be repeated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--profile", action="store_true", help="print torch's profile of each way instead")
-    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory of each way")
-    parser.add_argument("--scaling", action="store_true", help="time ten times the questions instead")
-    parser.add_argument("--memory", metavar="SHAPE:WAY", help=argparse.SUPPRESS)
+    parser.add_argument("--profile", action="store_true", help="print torch's profile of trl's way and ours instead")
+    parser.add_argument("--scaling", action="store_true", help="time ours on ten times the rows instead")
+    parser.add_argument("--memory", metavar="WAY", choices=WAYS, help=argparse.SUPPRESS)
     logging.set_verbosity_error()
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
-    return arguments
-
-
-def report(results: dict[str, dict], unit: str, file: Path | None) -> None:
-    """A table of ratios on stdout, all figures as JSON."""
-    print(f"\n{'shape':<34}{'way':<18}{unit + '/s':>10}{'ratio':>8}{'MiB':>8}{'loss':>10}{'gradients':>11}{'worst':>9}")
-    for shape, ways in results.items():
-        fastest = max(way["rate"] for name, way in ways.items() if name != "ours" and not way.get("private"))
-        for name, way in ways.items():
-            off = way.get("differences") or {}
-            cells = [f"{way['rate']:>10.2f}", f"{way['rate'] / fastest:>8.2f}", f"{way.get('peak_mib', float('nan')):>8.0f}",
-                     *(f"{off[key]:>{width}.1e}" if key in off else " " * width
-                       for key, width in (("loss", 10), ("gradients", 11), ("worst_tensor", 9)))]
-            print(f"{shape:<34}{name:<18}" + "".join(cells))
-            way["ratio"] = way["rate"] / fastest
-    print("ratio: to the fastest plain way with public options alone; loss, gradients, worst: relative difference from the "
-          "first way on one micro-batch, all LoRA gradients together and the tensor that is furthest off")
-    if file:
+    ways = [way for way in WAYS if not (arguments.quick and way == "trl sdpa")]
+    # A run's first step warms up; the others are timed. All ways train a run by turns.
+    steps, runs = (2, 1) if arguments.quick else (3, 3)
+    results: dict[str, dict] = {}
+    for shape in arguments.shape or list(shapes):
+        work = work_of(shapes[shape], steps)
+        if arguments.memory:
+            print(peak_memory_mib(trainer_of(arguments.memory, work, steps, "bf16"), WAYS[arguments.memory].head))
+        elif arguments.profile:
+            for way in ("trl eager", "ours"):
+                print(f"\n{shape}, {way}: {steps} steps\n"
+                      f"{profile(trainer_of(way, work, steps, 'bf16'), WAYS[way].head)}", flush=True)
+        elif arguments.scaling:
+            few, many = (sum(seconds_a_step(trainer_of("ours", work_of(shapes[shape], count + 1), count + 1, "bf16"), "ours"))
+                         for count in (4, 40))
+            print(f"{shape}: 40 steps take {many / few:.2f} times as long as 4 ({many:.1f} s, {few:.1f} s)", flush=True)
+        else:
+            results[shape] = measured(shape, work, ways, steps, runs, trainer_of)
+            report({shape: results[shape]}, unit)
+    if results and arguments.json:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-        file.write_text(json.dumps({"device": device, "unit": unit, "results": results}, indent=2) + "\n", encoding="utf-8")
+        figures = {"device": device, "unit": unit, "results": results}
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
-def rate(seconds: list[float], items_a_step: float) -> float:
-    """Items a second, by the median step."""
-    return items_a_step / statistics.median(seconds)
+def measured(shape: str, work: Work, ways: list[str], steps: int, runs: int, trainer_of: Callable) -> dict[str, dict]:
+    """Speed, ratio, peak memory and differences of each way on one shape."""
+    trainers = {way: trainer_of(way, work, steps, "bf16") for way in ways}
+    # As many rows for all, few enough for the fp32 model.
+    rows = work.rows[: min(work.plain_micro, 4)]
+    found = {way: loss_and_gradients(trainers[way], rows, WAYS[way]) for way in ways}
+    seconds = {way: [] for way in ways}
+    for _ in range(runs):
+        for way in ways:
+            seconds[way] += seconds_a_step(trainers[way], WAYS[way].head)
+    del trainers
+    exact = {way: loss_and_gradients(trainer_of(way, work, steps, "fp32"), rows, WAYS[way]) for way in ("trl eager", "ours")}
+    rates = {way: work.step / statistics.median(seconds[way]) for way in ways}
+    best = max(rate for way, rate in rates.items() if way != "ours" and not WAYS[way].private)
+    results = {}
+    for way in ways:
+        command = [sys.executable, sys.argv[0], "--memory", way, "--shape", shape]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        results[way] = {"rate": rates[way], "ratio": rates[way] / best, "seconds": seconds[way],
+                        "peak_mib": float(output.splitlines()[-1]), "private": WAYS[way].private,
+                        "bf16_from_fp32": difference(exact["trl eager"], found[way])}
+    results["ours"]["fp32_from_trl"] = difference(exact["trl eager"], exact["ours"])
+    return results
+
+
+def report(results: dict[str, dict], unit: str) -> None:
+    """A table of ratios on stdout."""
+    for shape, ways in results.items():
+        print(f"\n{shape:<36}{unit + '/s':>9}{'ratio':>7}{'MiB':>8}   difference of loss and gradients (worst tensor)")
+        for name, way in ways.items():
+            off = way["bf16_from_fp32"]
+            print(f"  {name + (' (private)' if way['private'] else ''):<34}{way['rate']:>9.2f}{way['ratio']:>7.2f}"
+                  f"{way['peak_mib']:>8.0f}   {off['loss']:.1e} and {off['gradients']:.1e} ({off['worst_tensor']:.1e})")
+        exact = ways["ours"]["fp32_from_trl"]
+        print(f"  in fp32, ours from trl{'':<38}   {exact['loss']:.1e} and {exact['gradients']:.1e} "
+              f"({exact['worst_tensor']:.1e})")
+    print("ratio: to the faster of trl's ways with public options; MiB: what training adds to a process of its own with the "
+          "model;\ndifferences: relative, on one micro-batch, of bf16 from trl in fp32", flush=True)

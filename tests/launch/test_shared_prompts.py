@@ -39,8 +39,8 @@ def folder(tiny_model, tmp_path_factory):
                  {"model": str(folder / "model"), "base_fingerprint": fingerprint(tiny_model)})
     context = "CREATE TABLE pet (name TEXT, age INTEGER)"
     pairs = [{"prompt": render({"question": question, "context": context}, "compact"), "context": context,
-              "chosen": [{"role": "assistant", "content": chosen}], "rejected": [{"role": "assistant", "content": rejected}]}
-             for question in QUESTIONS for chosen, rejected in SIDES]
+              **{side: [{"role": "assistant", "content": sql}] for side, sql in zip(("chosen", "rejected"), sides, strict=True)}}
+             for question in QUESTIONS for sides in SIDES]
     (folder / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
     return folder
 

@@ -162,8 +162,8 @@ def test_pairs_of_one_question_stand_together_and_so_do_questions_on_one_schema(
         rows = tokenized_pairs(tokenizer, many, max_length=256, epochs=1, global_batch_size=6, seed=seed)["prompt_ids"]
         for start in range(0, 12, 3):
             assert rows[start] == rows[start + 1] == rows[start + 2]
-    rows = [tuple(ids) for ids in tokenized_pairs(tokenizer, many, max_length=256, epochs=1, global_batch_size=12, seed=0)["prompt_ids"]]
-    assert [schema_of[ids] for ids in rows] in ([0] * 6 + [1] * 6, [1] * 6 + [0] * 6)
+    rows = tokenized_pairs(tokenizer, many, max_length=256, epochs=1, global_batch_size=12, seed=0)["prompt_ids"]
+    assert [schema_of[tuple(ids)] for ids in rows] in ([0] * 6 + [1] * 6, [1] * 6 + [0] * 6)
 
 
 def test_pairs_that_are_too_long_are_left_out_whole_and_counted(tokenizer, pairs, capsys):
@@ -303,9 +303,16 @@ def test_the_sft_term_is_added_to_the_sigmoid_loss(load_policy, tokenizer, pairs
 
 def test_the_global_batch_alone_decides_the_result(load_policy, tokenizer, pairs, tmp_path):
     """1 x 4 and 4 x 1 micro-batches, prompts shared or not: the same weights, to the rounding of sums in another order."""
+    ways = [(micro, shared) for shared in (False, True) for micro in (1, 4)]
     found = [
-        train_dpo(load_policy, tokenizer, pairs, tmp_path / str(number), **settings(micro_batch_size=micro, share_prompts=shared))
-        for number, (micro, shared) in enumerate([(1, False), (4, False), (1, True), (4, True)])
+        train_dpo(
+            load_policy,
+            tokenizer,
+            pairs,
+            tmp_path / str(number),
+            **settings(micro_batch_size=micro, share_prompts=shared),
+        )
+        for number, (micro, shared) in enumerate(ways)
     ]
     losses = [[row["loss"] for row in facts["log"] if "loss" in row] for _, _, facts in found]
     for number in (1, 2, 3):

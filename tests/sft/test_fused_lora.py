@@ -27,7 +27,8 @@ def step(model, bf16=False):
     with torch.autocast("cpu", torch.bfloat16, bf16):
         logits = model(input_ids=IDS).logits
     logits.float().log_softmax(-1)[..., 3].sum().backward()
-    return logits.detach(), {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return logits.detach(), {name: parameter.grad for name, parameter in trained.items()}
 
 
 def test_outputs_and_gradients_are_pefts(tiny_model):

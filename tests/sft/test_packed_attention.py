@@ -5,7 +5,7 @@ import torch
 
 import sft.packed_attention
 from sft.checkpoint import load_base
-from sft.packed_attention import LineAttention, attention, packs_accepted, query_blocks, visible
+from sft.packed_attention import LineAttention, attention, packed_attention, packs_accepted, query_blocks, visible
 from sft.packing import pack
 
 # Two questions on one schema, one of them with two answers, and a row that shares nothing: 1 to 3 tokens apart in length.
@@ -92,13 +92,12 @@ def test_a_model_that_keeps_its_attention_is_left_as_it_is(model, monkeypatch, c
         assert taken is False
 
 
-def test_rows_longer_than_the_models_window_are_refused(model):
-    model.config.sliding_window = 4
-    with packs_accepted(model), pytest.raises(ValueError, match=r"pass the model's attention window of 4.*share_prompts"):
-        for layer in model.model.layers:
-            attention_of = layer.self_attn.forward
-            layer.self_attn.forward = lambda *given, _of=attention_of, **more: _of(*given, sliding_window=4, **more)
-        model.model(input_ids=padded(ROWS), attention_mask=None, pack=pack(ROWS, PROMPTS), use_cache=False)
+@pytest.mark.parametrize(("more", "said"), [({"sliding_window": 4}, "sliding_window 4, shorter than"),
+                                            ({"softcap": 30.0}, "has softcap"), ({"dropout": 0.1}, "has dropout 0.1")])
+def test_attention_that_does_more_is_refused(more, said):
+    packed = {"lines": torch.zeros(1, 9, dtype=torch.long), "cells": None}
+    with pytest.raises(ValueError, match=rf"{said}.*Set train.share_prompts: false"):
+        packed_attention("sdpa", None, None, None, None, None, scaling=1.0, packed=packed, **more)
 
 
 def test_visible_of_the_docstring():

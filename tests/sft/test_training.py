@@ -362,7 +362,7 @@ def test_the_last_step_is_evaluated_even_where_steps_do_not_divide(model, tokeni
 
 
 def test_packs_and_micro_batches_do_not_change_what_is_learned(tiny_model, tokenizer, rows, tmp_path):
-    """One row at a time, all four in one batch, and all four in one tree round their schema: the same losses and weights."""
+    """One row at a time, all four in one batch, and all four in one tree: the same losses and weights."""
     found = []
     for number, (micro, shared, attention) in enumerate(
         [(1, False, "eager"), (4, False, "sdpa"), (4, True, "eager"), (2, True, "sdpa")]
