@@ -40,9 +40,10 @@ class LoraProduct(torch.autograd.Function):
 def _forward(layer: Linear, original, x, *arguments, **keywords):
     """The layer's forward: one step where a single plain adapter is to be trained, peft's own otherwise."""
     name = layer.active_adapters[0] if len(layer.active_adapters) == 1 else None
-    base = layer.base_layer
+    base, device = layer.base_layer, x.device.type
+    computed = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     if (name not in layer.lora_A or layer.disable_adapters or layer.merged or arguments or keywords
-            or name in layer.lora_variant or layer.lora_bias[name] or x.dtype != base.weight.dtype
+            or name in layer.lora_variant or layer.lora_bias[name] or not x.dtype == base.weight.dtype == computed
             or (layer.training and not isinstance(layer.lora_dropout[name], torch.nn.Identity))):
         return original(x, *arguments, **keywords)
     return LoraProduct.apply(x, base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight,

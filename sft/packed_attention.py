@@ -37,7 +37,7 @@ class LineAttention(torch.autograd.Function):
             keys, values = (tensor[:, :, :stop].reshape(heads * lines, stop, size) for tensor in (key, value))
             scores = torch.bmm(block, keys.transpose(1, 2))
             scores.view(heads, lines, groups, stop - start, stop)[..., free:].masked_fill_(unseen, -torch.inf)
-            chances = scores.softmax(-1)
+            chances = scores.softmax(-1).to(query.dtype)  # autocast on GPUs makes it fp32
             found = torch.bmm(chances, values).view(heads, lines, groups, stop - start, size)
             out[:, :, :, start:stop] = found.transpose(1, 2)
             kept.append(chances)

@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from training_steps import VOCABULARY, WAYS, Clock, Work, benchmark, policy
 
-# Mean tokens of prompt and completion, pairs of a question, pairs in a step, in a micro-batch of trl's, and of ours.
+# Mean tokens of prompt and completion, pairs of a question, pairs in a step and in a micro-batch of trl's and of ours; with
+# --quick half the step and micro-batches, but for the questions with several pairs.
 SHAPES = {
     "prompt 90, completion 25": (90, 25, 1, 8, 8, 8),
     "prompt 800, completion 40": (800, 40, 1, 2, 1, 1),
@@ -27,9 +28,11 @@ SHAPES = {
 }
 
 
-def work_of(shape: tuple, steps: int) -> Work:
+def work_of(shape: tuple, steps: int, quick: bool) -> Work:
     """Pairs of random tokens, prompts within a fifth and completions within two fifths of their mean length."""
     prompt, completion, a_question, step, plain_micro, our_micro = shape
+    if quick and a_question == 1:
+        step, plain_micro, our_micro = step // 2, max(1, plain_micro // 2), max(1, our_micro // 2)
     chance, rows = random.Random(0), []
 
     def tokens(mean: int, spread: float) -> list[int]:

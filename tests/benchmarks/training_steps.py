@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -138,29 +138,34 @@ def profile(trainer: Trainer, head: str) -> str:
     return found.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=45)
 
 
-def peak_memory_mib(trainer: Trainer, head: str) -> float:
-    """What training adds to a process that holds the model: peak of the resident set, or of the GPU's memory."""
+def seconds_and_peak_mib(trainer: Trainer, head: str) -> tuple[list[float], float]:
+    """Seconds of each step of a training run but the first, and what the run adds to the process at its peak.
+
+    On a GPU its allocated memory; else the resident set (Linux), after the allocator gave back what it does not use.
+    """
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        seconds_a_step(trainer, head)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        seconds = seconds_a_step(trainer, head)
+        return seconds, (torch.cuda.max_memory_allocated() - before) / 2**20
 
-    def status(field: str) -> int:
+    def status_kib(field: str) -> int:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return int(next(line for line in lines if line.startswith(field)).split()[1])
 
-    # The kernel forgets the peak so far (of loading the model) when 5 is written there.
+    ctypes.CDLL(None).malloc_trim(0)
+    # The kernel forgets the peak so far when 5 is written there.
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = status("VmRSS")
-    seconds_a_step(trainer, head)
-    return (status("VmHWM") - before) / 1024
+    before = status_kib("VmRSS")
+    seconds = seconds_a_step(trainer, head)
+    return seconds, (status_kib("VmHWM") - before) / 1024
 
 
 def benchmark(description: str, unit: str, shapes: dict, work_of: Callable[..., Work], trainer_of: Callable) -> None:
     """The whole of a benchmark, by its command line.
 
-    work_of(shape, steps) gives the work; trainer_of(way, work, steps, precision) a trainer of it, with a `Clock`.
+    work_of(shape, steps, quick) gives the work; trainer_of(way, work, steps, precision) a trainer of it, with a `Clock`.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one timed step a way, trl with one attention: three minutes")
@@ -168,7 +173,6 @@ def benchmark(description: str, unit: str, shapes: dict, work_of: Callable[..., 
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--profile", action="store_true", help="print torch's profile of trl's way and ours instead")
     parser.add_argument("--scaling", action="store_true", help="time ours on ten times the rows instead")
-    parser.add_argument("--memory", metavar="WAY", choices=WAYS, help=argparse.SUPPRESS)
     logging.set_verbosity_error()
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
@@ -177,19 +181,15 @@ def benchmark(description: str, unit: str, shapes: dict, work_of: Callable[..., 
     steps, runs = (2, 1) if arguments.quick else (3, 3)
     results: dict[str, dict] = {}
     for shape in arguments.shape or list(shapes):
-        work = work_of(shapes[shape], steps)
-        if arguments.memory:
-            print(peak_memory_mib(trainer_of(arguments.memory, work, steps, "bf16"), WAYS[arguments.memory].head))
-        elif arguments.profile:
+        work = work_of(shapes[shape], steps, arguments.quick)
+        if arguments.profile:
             for way in ("trl eager", "ours"):
                 print(f"\n{shape}, {way}: {steps} steps\n"
                       f"{profile(trainer_of(way, work, steps, 'bf16'), WAYS[way].head)}", flush=True)
         elif arguments.scaling:
-            few, many = (sum(seconds_a_step(trainer_of("ours", work_of(shapes[shape], count + 1), count + 1, "bf16"), "ours"))
-                         for count in (4, 40))
-            print(f"{shape}: 40 steps take {many / few:.2f} times as long as 4 ({many:.1f} s, {few:.1f} s)", flush=True)
+            print(f"{shape}: {ten_times(shapes[shape], work_of, trainer_of)}", flush=True)
         else:
-            results[shape] = measured(shape, work, ways, steps, runs, trainer_of)
+            results[shape] = measured(work, ways, steps, runs, trainer_of)
             report({shape: results[shape]}, unit)
     if results and arguments.json:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
@@ -197,26 +197,38 @@ def benchmark(description: str, unit: str, shapes: dict, work_of: Callable[..., 
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
-def measured(shape: str, work: Work, ways: list[str], steps: int, runs: int, trainer_of: Callable) -> dict[str, dict]:
+def ten_times(shape: tuple, work_of: Callable[..., Work], trainer_of: Callable) -> str:
+    """Time and peak memory of ours on 3 steps and on 30, a step to warm up before both."""
+    found = []
+    for count in (3, 30):
+        trainer = trainer_of("ours", work_of(shape, count + 1, True), count + 1, "bf16")
+        seconds, peak = seconds_and_peak_mib(trainer, "ours")
+        found.append((sum(seconds), peak))
+    (few, small), (many, large) = found
+    return (f"30 steps take {many / few:.2f} times as long as 3 ({many:.1f} s, {few:.1f} s), at a peak of {large:.0f} MiB "
+            f"({small:.0f} MiB)")
+
+
+def measured(work: Work, ways: list[str], steps: int, runs: int, trainer_of: Callable) -> dict[str, dict]:
     """Speed, ratio, peak memory and differences of each way on one shape."""
     trainers = {way: trainer_of(way, work, steps, "bf16") for way in ways}
     # As many rows for all, few enough for the fp32 model.
-    rows = work.rows[: min(work.plain_micro, 4)]
+    rows = work.rows[: min(work.plain_micro, 2)]
     found = {way: loss_and_gradients(trainers[way], rows, WAYS[way]) for way in ways}
-    seconds = {way: [] for way in ways}
+    seconds, peaks = {way: [] for way in ways}, dict.fromkeys(ways, 0.0)
     for _ in range(runs):
         for way in ways:
-            seconds[way] += seconds_a_step(trainers[way], WAYS[way].head)
+            taken, peak = seconds_and_peak_mib(trainers[way], WAYS[way].head)
+            seconds[way] += taken
+            peaks[way] = max(peaks[way], peak)
     del trainers
     exact = {way: loss_and_gradients(trainer_of(way, work, steps, "fp32"), rows, WAYS[way]) for way in ("trl eager", "ours")}
     rates = {way: work.step / statistics.median(seconds[way]) for way in ways}
     best = max(rate for way, rate in rates.items() if way != "ours" and not WAYS[way].private)
     results = {}
     for way in ways:
-        command = [sys.executable, sys.argv[0], "--memory", way, "--shape", shape]
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         results[way] = {"rate": rates[way], "ratio": rates[way] / best, "seconds": seconds[way],
-                        "peak_mib": float(output.splitlines()[-1]), "private": WAYS[way].private,
+                        "peak_mib": peaks[way], "private": WAYS[way].private,
                         "bf16_from_fp32": difference(exact["trl eager"], found[way])}
     results["ours"]["fp32_from_trl"] = difference(exact["trl eager"], exact["ours"])
     return results
@@ -233,5 +245,5 @@ def report(results: dict[str, dict], unit: str) -> None:
         exact = ways["ours"]["fp32_from_trl"]
         print(f"  in fp32, ours from trl{'':<38}   {exact['loss']:.1e} and {exact['gradients']:.1e} "
               f"({exact['worst_tensor']:.1e})")
-    print("ratio: to the faster of trl's ways with public options; MiB: what training adds to a process of its own with the "
-          "model;\ndifferences: relative, on one micro-batch, of bf16 from trl in fp32", flush=True)
+    print("ratio: to the faster of trl's ways with public options; MiB: what training adds at its peak to the "
+          "process;\ndifferences: relative, on one micro-batch, of bf16 from trl in fp32", flush=True)

@@ -89,6 +89,13 @@ def test_dropout_stays_pefts(tiny_model, training):
     assert torch.allclose(seen(), before, atol=1e-5)
 
 
+def test_an_fp32_model_under_autocast_stays_pefts(tiny_model):
+    model = model_of(tiny_model)
+    logits, _ = step(model, bf16=True)
+    fuse_lora(model)
+    assert torch.equal(step(model, bf16=True)[0], logits)
+
+
 def test_the_first_layer_has_no_use_for_its_inputs_gradient(tiny_model):
     model = model_of(tiny_model)
     fuse_lora(model)
