@@ -12,7 +12,7 @@ from pathlib import Path
 
 STEPS = ("sample", "judge", "pairs", "train")
 # Keys that change how a result is computed, not which result: a run may go on with others.
-HOW_NOT_WHAT = {"micro_batch_size", "save_steps", "gradient_checkpointing", "attention"}
+HOW_NOT_WHAT = {"micro_batch_size", "share_prompts", "save_steps", "gradient_checkpointing", "attention"}
 
 
 def main() -> None:

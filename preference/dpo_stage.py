@@ -45,9 +45,10 @@ def train_and_publish(config, sft_config: dict, folder: Path, tokenizer, pairs: 
         return load_adapter(base, adapter, base_fingerprint=base_fingerprint, trainable=True)
 
     keys = ("epochs", "learning_rate", "warmup_share", "beta", "loss_type", "loss_weights", "label_smoothing",
-            "global_batch_size", "micro_batch_size", "gradient_checkpointing", "max_length", "save_steps", "zero_stage",
-            "offload", "trl")
+            "global_batch_size", "micro_batch_size", "share_prompts", "gradient_checkpointing", "max_length", "save_steps",
+            "zero_stage", "offload", "trl")
     model, state, facts = train_dpo(load_policy, tokenizer, pairs, output / "checkpoints", seed=config.seed,
+                                    checkpoint=inputs["checkpoint"],
                                     bf16="bfloat16" in str(precision_dtype(settings.precision)),
                                     **{key: getattr(settings, key) for key in keys})
     trainable = sum(tensor.numel() for tensor in state.values())

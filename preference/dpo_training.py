@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig
 
+from preference.dpo_trainer import ExecutionDPOTrainer, preference_collator
+from preference.reference import ReferenceLogps
 from sft import ranks
-from sft.artefacts import library_writes
+from sft.artefacts import content_hash, library_writes
+from sft.fused_lora import fuse_lora
 from sft.order import accumulation_steps, global_batches
+from sft.packed_attention import packs_accepted
 from sft.prompt import completion_ids, prompt_ids
-from sft.training import MAX_DROPPED_SHARE, finite, last_whole_checkpoint, mark_checkpoint, score_completion_only
+from sft.scoring import score_completion_only
+from sft.training import MAX_DROPPED_SHARE, finite, last_whole_checkpoint, mark_checkpoint
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -70,11 +74,13 @@ def tokenized_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[dict], *, ma
                     global_batch_size: int, seed: int) -> Dataset:
     """Pairs as token ids, all epochs in training order: prompt_ids, chosen_ids and rejected_ids (both ended by EOS).
 
-    Pairs whose longer side passes `max_length` tokens are left out and counted, never cut: trl would cut off the EOS.
+    Pairs of one question stand together, and inside a global batch questions about one schema do, so that micro-batches can
+    share prompts. Pairs whose longer side passes `max_length` tokens are left out and counted, never cut: trl would cut
+    off the EOS.
     """
     from datasets import Dataset
 
-    rows = []
+    rows, questions, schemas = [], [], []
     for pair in pairs:
         prompt = prompt_ids(tokenizer, pair["prompt"])
         sides = {f"{side}_ids": completion_ids(tokenizer, pair[side][-1]["content"]) for side in ("chosen", "rejected")}
@@ -83,6 +89,8 @@ def tokenized_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[dict], *, ma
             logps = {f"sft_{side}_logps": pair.get(f"{side}_logp_sum") if pair.get(f"{side}_tokens_round_trip") else None
                      for side in ("chosen", "rejected")}
             rows.append({"prompt_ids": prompt, **sides, **logps})
+            questions.append(content_hash(prompt))
+            schemas.append(content_hash(pair.get("context", prompt)))
     dropped = len(pairs) - len(rows)
     if ranks.is_main():
         print(f"pairs: {len(pairs)} read, {len(rows)} kept, {dropped} dropped as longer than {max_length} tokens")
@@ -92,7 +100,8 @@ def tokenized_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[dict], *, ma
             f"{MAX_DROPPED_SHARE:.0%} may be lost. Raise train.max_length."
         )
     lengths = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
-    order = global_batches(lengths, epochs=epochs, global_batch_size=global_batch_size, seed=seed)
+    order = global_batches(lengths, epochs=epochs, global_batch_size=global_batch_size, seed=seed, groups=questions,
+                           group_size=global_batch_size, families=schemas)
     return Dataset.from_list([rows[index] for index in order])
 
 
@@ -124,84 +133,6 @@ def join_ranks_on_cpu() -> None:
     PartialState._prepare_backend = prepare_backend
 
 
-class ExecutionDPOTrainer(DPOTrainer):
-    """trl's DPOTrainer on pairs that are already token ids, which proves at its first step where it starts.
-
-    At step 0 the policy is the reference, so the sigmoid loss is ln 2; that holds for a wrong start too, so the policy's
-    log-probabilities must also be those that the SFT model had when it sampled the pairs (within rounding).
-    """
-
-    start: dict | None = None
-
-    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        return dataset
-
-    def _set_signature_columns_if_needed(self):
-        super()._set_signature_columns_if_needed()
-        self._signature_columns = [*self._signature_columns, "sft_chosen_logps", "sft_rejected_logps"]
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        sampled = inputs.pop("sft_logps")
-        first = self.start is None and self.state.global_step == 0
-        policy = self._policy_logps(model, inputs) if first else None
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if first:
-            self.start = self._check_start(policy, sampled)
-        return loss
-
-    def _policy_logps(self, model, inputs):
-        """The policy's log-probability of each completion, [2 x batch] in nats; trl's metrics give means only."""
-        import torch
-
-        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        with torch.no_grad():
-            outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=labels,
-                            use_cache=False, fused_lm_head=True)
-        return outputs.log_probs.sum(dim=1)
-
-    def _check_start(self, policy, sampled) -> dict:
-        """Compare the first micro-batch (all ranks) with ln 2 and with the sampler's log-probabilities (nan: unknown)."""
-        metrics = {name: values[-1] for name, values in self._metrics["train"].items()}
-        loss = math.log1p(math.exp(-metrics["rewards/margins"]))
-        policy, sampled = self.accelerator.gather(policy.float()), self.accelerator.gather(sampled.float())
-        known = bool((~sampled.isnan()).any())
-        policy = (policy[~sampled.isnan()] if known else policy).mean().item()
-        sft = sampled.nanmean().item()
-        found = {"sigmoid_loss": loss, "policy_logps": policy, "sft_logps": sft if known else None}
-        exact = self.args.bf16 is False
-        # bf16 rounds a completion's log-probability by some tenths of a nat, more for longer ones.
-        allowed = 1e-2 if exact else max(1.0, 0.15 * abs(sft))
-        if abs(loss - math.log(2)) > (1e-4 if exact else 2e-2):
-            raise ValueError(f"the first DPO loss is {loss:.4f}, not ln 2 = 0.6931: policy and reference differ before "
-                             "the first step. The reference must be a frozen copy of the SFT adapter.")
-        if known and abs(policy - sft) > allowed:
-            raise ValueError(
-                f"at its start the policy gives the pairs {policy:.2f} nats on average; the SFT model that sampled them "
-                f"gave {sft:.2f} (allowed difference {allowed:.2f}). It does not start from that SFT adapter: the pairs "
-                "come from another checkpoint, or the adapter was not loaded. Sample again with --only sample --overwrite."
-            )
-        if ranks.is_main():
-            print(f"start proved: sigmoid loss {loss:.4f} (ln 2 = 0.6931), log-probabilities {policy:.3f} nats, "
-                  + (f"{sft:.3f} when sampled" if known else "unknown when sampled"))
-        return found
-
-
-def preference_collator(tokenizer: PreTrainedTokenizerBase):
-    """trl's collator, which also hands on the sampler's log-probabilities as `sft_logps` [2 x batch] (nan: unknown)."""
-    import torch
-    from trl.trainer.dpo_trainer import DataCollatorForPreference
-
-    collate = DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id)
-
-    def collator(rows: list[dict]) -> dict:
-        batch = collate([{key: row[key] for key in ("prompt_ids", "chosen_ids", "rejected_ids")} for row in rows])
-        sides = [row[f"sft_{side}_logps"] for side in ("chosen", "rejected") for row in rows]
-        batch["sft_logps"] = torch.tensor([math.nan if value is None else value for value in sides])
-        return batch
-
-    return collator
-
-
 def gathered_adapter(model) -> dict:
     """The `default` adapter's weights, whole, on the CPU: partitions are put together where ZeRO-3 made some."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if ".default." in name]
@@ -215,14 +146,16 @@ def gathered_adapter(model) -> dict:
 
 def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict], folder: Path, *, epochs: float,
               learning_rate: float, warmup_share: float, beta: float, loss_type: list[str], loss_weights: list[float],
-              label_smoothing: float, global_batch_size: int, micro_batch_size: int, gradient_checkpointing: bool,
-              max_length: int, save_steps: int, zero_stage: int, offload: str, bf16: bool, seed: int,
-              trl: dict) -> tuple[object, dict, dict]:
+              label_smoothing: float, global_batch_size: int, micro_batch_size: int, share_prompts: bool,
+              gradient_checkpointing: bool, max_length: int, save_steps: int, zero_stage: int, offload: str, bf16: bool,
+              seed: int, trl: dict, checkpoint: str) -> tuple[object, dict, dict]:
     """Train; gives (model, its adapter's whole weights, facts: {steps, start, log}).
 
     `load_policy()` gives the base model with the SFT adapter, trainable; it is called once ZeRO is set up, so that
     stage 3 partitions the weights while they load. `folder` keeps the checkpoints, from which an interrupted run goes
-    on; the frozen reference is always copied from the SFT adapter, never read from a checkpoint.
+    on; the frozen reference is always copied from the SFT adapter, never read from a checkpoint. Where pairs come more than
+    once, the reference's log-probabilities are computed once and kept in the folder above, under `checkpoint`, the hash of
+    the SFT adapter.
     """
     from transformers import TrainerCallback
 
@@ -257,10 +190,16 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
     })
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.parent / "tensorboard")
     model = load_policy()
-    trainer = ExecutionDPOTrainer(model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer,
-                                  data_collator=preference_collator(tokenizer), callbacks=[Mark()])
-    with library_writes(folder):
-        trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
+    fuse_lora(model)
+    with packs_accepted(model.get_base_model(), wanted=share_prompts) as packs:
+        trainer = ExecutionDPOTrainer(model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer,
+                                      data_collator=preference_collator(tokenizer, packs), callbacks=[Mark()])
+        if epochs > 1:
+            folder.mkdir(parents=True, exist_ok=True)
+            trainer.reference = ReferenceLogps(folder.parent / "reference_logps.jsonl",
+                                               [checkpoint, bf16, trainer.ld_alpha])
+        with library_writes(folder):
+            trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
     state = gathered_adapter(trainer.model)
     return trainer.model, state, {"steps": steps, "zero_stage": stage, "offload": offload, "start": trainer.start,
                                   "log": finite(trainer.state.log_history)}

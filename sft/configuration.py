@@ -44,6 +44,7 @@ class SftTrain(Section):
     warmup_share: Share
     global_batch_size: Count
     micro_batch_size: Count
+    share_prompts: bool
     questions_per_pack: Count
     lora_rank: Count
     lora_alpha: Count
@@ -106,6 +107,7 @@ class DpoTrain(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
     global_batch_size: Count
     micro_batch_size: Count
+    share_prompts: bool
     precision: Literal["auto", "bf16", "fp32"]
     load_in_4bit: bool
     gradient_checkpointing: bool

@@ -6,7 +6,7 @@ import random
 
 
 def global_batches(lengths: list[int], *, epochs: float, global_batch_size: int, seed: int,
-                   groups: list[str] | None = None, group_size: int = 1) -> list[int]:
+                   groups: list[str] | None = None, group_size: int = 1, families: list[str] | None = None) -> list[int]:
     """Row indices in training order: a whole number of global batches, each sorted by length, longest first.
 
     Rows are shuffled anew for every epoch and cut into global batches at random; only inside a batch are they sorted,
@@ -14,7 +14,8 @@ def global_batches(lengths: list[int], *, epochs: float, global_batch_size: int,
     fill the last batch are left to the next epoch, and dropped at the very end; fewer rows than one batch are repeated.
 
     `groups` names the group of each row; rows of one group then stay together in runs of up to `group_size`, drawn at
-    random, whose order is shuffled (what `sft.packing` needs to share a schema between questions).
+    random, whose order is shuffled (what `sft.packing` needs to share a schema between questions). `families` names wider
+    groups (default: the same): rows of one family stand side by side inside a global batch, which draws none together.
 
     Example: lengths [3, 1, 2, 5], global_batch_size 2, one epoch, shuffle [2, 0, 3, 1] -> [0, 2, 3, 1].
     """
@@ -32,13 +33,17 @@ def global_batches(lengths: list[int], *, epochs: float, global_batch_size: int,
     order = []
     for start in range(0, total, global_batch_size):
         batch = rows[start : start + global_batch_size]
-        longest = {}
+        family = {row: _label(families or groups, row) for row in batch}
+        longest: dict = {}
         for row in batch:
-            group = groups[row] if groups else row
-            longest[group] = max(longest.get(group, 0), lengths[row])
-        order += sorted(batch, key=lambda row: (-longest[groups[row] if groups else row],
-                                                groups[row] if groups else "", -lengths[row], row))
+            longest[family[row]] = max(longest.get(family[row], 0), lengths[row])
+        order += sorted(batch, key=lambda row: (-longest[family[row]], family[row], _label(groups, row), -lengths[row], row))
     return order
+
+
+def _label(labels: list[str] | None, row: int) -> str | int:
+    """A row's group; where there are none, every row is one of its own."""
+    return labels[row] if labels else row
 
 
 def _runs(count: int, groups: list[str] | None, size: int, chance: random.Random) -> list[list[int]]:

@@ -1,22 +1,68 @@
-"""Several questions about one schema in one sequence: the schema is computed once, and no question sees another."""
+"""Rows that begin alike as one tree of tokens: what they share is computed once, and no row sees another."""
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
+# A token's layers cost about as much as attention between it and so many others (more in larger models). Attention is
+# computed over whole trees, so for long rows to share the few tokens that open every prompt would cost more than it saves.
+TOKEN_COST = 1000
 
-def common_prefix(rows: list[list[int]]) -> int:
-    """Number of leading ids that all rows share."""
-    shortest = min(map(len, rows))
-    return next((index for index in range(shortest) if any(row[index] != rows[0][index] for row in rows)), shortest)
+
+def common_prefix(one: list[int], other: list[int]) -> int:
+    """Number of leading ids that two rows share."""
+    shortest = min(len(one), len(other))
+    if one[:shortest] == other[:shortest]:
+        return shortest
+    return next(index for index in range(shortest) if one[index] != other[index])
+
+
+def token_trees(rows: list[list[int]]) -> tuple[list[list[tuple[int, int, int]]], list[tuple[int, list[int]]]]:
+    """Rows as trees of tokens, and the path of each row in its tree.
+
+    A tree is a list of (id, position, end) in depth-first order: a token at place p is seen by itself and by the tokens at
+    places p + 1 to end - 1, which are those that follow it in some row. Row number r is `paths[r]`: (tree, places).
+
+    Example: rows [4, 5, 6], [4, 5, 7] and [9] give the trees [(4, 0, 4), (5, 1, 4), (6, 2, 3), (7, 2, 4)] and
+    [(9, 0, 1)], and the paths (0, [0, 1, 2]), (0, [0, 1, 3]), (1, [0]).
+    """
+    trees: list[list[tuple[int, int, int]]] = []
+    paths: list = [None] * len(rows)
+    ids: list[int] = []
+    positions: list[int] = []
+    ends: list[int] = []
+    path: list[int] = []
+    previous: list[int] = []
+
+    def close(depth: int) -> None:
+        for place in path[depth:]:
+            ends[place] = len(ids)
+
+    for number in sorted(range(len(rows)), key=lambda number: rows[number]):
+        row = rows[number]
+        shared = common_prefix(previous, row)
+        if not previous or shared * TOKEN_COST < (len(row) - shared) * (len(ids) - shared):
+            close(0)
+            if ids:
+                trees.append(list(zip(ids, positions, ends, strict=True)))
+            ids, positions, ends, path, shared = [], [], [], [], 0
+        close(shared)
+        path = path[:shared] + list(range(len(ids), len(ids) + len(row) - shared))
+        ids += row[shared:]
+        positions += range(shared, len(row))
+        ends += [0] * (len(row) - shared)
+        paths[number] = (len(trees), path)
+        previous = row
+    close(0)
+    trees.append(list(zip(ids, positions, ends, strict=True)))
+    return trees, paths
 
 
 def _lines(lengths: list[int]) -> list[list[int]]:
-    """Packs (by index) put together so that no line is longer than the longest pack: longest first, first line that fits.
+    """Trees (by index) put together so that no line is longer than the longest tree: longest first, first line that fits.
 
     Example: lengths [2, 5, 3] -> [[1], [2, 0]].
     """
@@ -32,56 +78,49 @@ def _lines(lengths: list[int]) -> list[list[int]]:
     return lines
 
 
-def pack(rows: list[dict], *, pad_token_id: int, attention: str) -> dict[str, torch.Tensor]:
-    """A batch of packs, one for each run of rows with the same `schema`; short packs share a line of the batch.
+def pack(rows: list[list[int]], prompt_lengths: list[int]) -> dict[str, torch.Tensor]:
+    """The trees of a batch's rows one after the other, without padding, and where each completion token's predictor is.
 
-    A pack is the rows' common prefix of prompt tokens, then what is left of each row. Every row sees the prefix and
-    itself, at the positions it would have alone, so its loss is the same as alone.
+    Returns int64 tensors:
+    input_ids, position_ids [1, tokens]: the trees; positions are those that a token has in its row.
+    lines [lines, width]: attention is computed over lines, each filled with whole trees; the token in each cell (0 in
+    cells left over). cells [tokens]: the cell of each token, counted along the lines. ends [lines, width]: a cell is seen
+    by the cells of its line from itself up to this one, not included.
+    sources [scored]: the tokens that predict a completion's tokens; targets [scored]: their places in the batch as rows
+    padded to one length, [rows, longest], counted along the rows.
 
-    rows: {input_ids, labels (-100: no loss), schema}. Returns input_ids, labels and position_ids [lines, tokens], and
-    attention_mask [lines, 1, tokens, tokens]: bool (True: may see), or for `attention: eager` float32 to be added (0 or
-    the smallest number). Where every row has a line of its own it is the usual [lines, tokens] one, 1 for tokens, 0 for
-    padding.
-
-    Example: input_ids [4, 5, 6, 1] and [4, 5, 7, 8], labels [-100, -100, -100, 1] and [-100, -100, 7, 8]: shared is [4],
-    since 5 predicts the second row's answer; the pack is [4, 5, 6, 1, 5, 7, 8] with positions [0, 1, 2, 3, 1, 2, 3], and
-    token 7 sees 4, the second 5 and itself.
+    Example: rows [4, 5, 6, 1] and [4, 5, 7, 8] with prompts of 3 and 2 tokens: input_ids [4, 5, 6, 1, 7, 8], positions
+    [0, 1, 2, 3, 2, 3]; 1 is predicted by 6 (source 2, target 2), 7 by the second row's 5 (source 1, target 5) and 8 by 7
+    (source 4, target 6).
     """
     import torch
 
-    packs = []
-    for _, group in groupby(rows, key=lambda row: row["schema"]):
-        group = list(group)
-        # The prefix ends before the last prompt token of every row: that one predicts the row's own answer.
-        prompts = [row["input_ids"][: max(0, sum(label == -100 for label in row["labels"]) - 1)] for row in group]
-        shared = common_prefix(prompts) if len(group) > 1 else 0
-        ids, labels = group[0]["input_ids"][:shared], [-100] * shared
-        positions, branch = list(range(shared)), [0] * shared
-        for number, row in enumerate(group, start=1):
-            ids, labels = ids + row["input_ids"][shared:], labels + row["labels"][shared:]
-            positions += range(shared, len(row["input_ids"]))
-            branch += [number] * (len(row["input_ids"]) - shared)
-        packs.append((ids, labels, positions, branch))
-    lines = _lines([len(ids) for ids, *_ in packs])
-    width = max(sum(len(packs[index][0]) for index in line) for line in lines)
-    batch = {name: torch.full((len(lines), width), fill)
-             for name, fill in (("input_ids", pad_token_id), ("labels", -100), ("position_ids", 0))}
-    # Padding is pack -1: it sees only padding.
-    owner, branches = torch.full((len(lines), width), -1), torch.full((len(lines), width), 1)
-    for number, line in enumerate(lines):
-        start = 0
+    trees, paths = token_trees(rows)
+    starts = [0]
+    for tree in trees:
+        starts.append(starts[-1] + len(tree))
+    filled = _lines([len(tree) for tree in trees])
+    width, longest = max(map(len, trees)), max(map(len, rows))
+    lines = torch.zeros(len(filled), width, dtype=torch.long)
+    ends = torch.arange(1, width + 1).repeat(len(filled), 1)
+    cells = torch.empty(starts[-1], dtype=torch.long)
+    for number, line in enumerate(filled):
+        place = 0
         for index in line:
-            ids, labels, positions, branch = packs[index]
-            place = slice(start, start + len(ids))
-            for name, values in zip(("input_ids", "labels", "position_ids"), (ids, labels, positions), strict=True):
-                batch[name][number, place] = torch.tensor(values)
-            owner[number, place], branches[number, place] = index, torch.tensor(branch)
-            start += len(ids)
-    if len(lines) == len(rows):
-        return {**batch, "attention_mask": (owner >= 0).long()}
-    seen = (branches.unsqueeze(1) == 0) | (branches.unsqueeze(1) == branches.unsqueeze(2))
-    seen &= owner.unsqueeze(1) == owner.unsqueeze(2)
-    mask = (seen & torch.ones(width, width, dtype=torch.bool).tril()).unsqueeze(1)
-    if attention == "eager":
-        mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
-    return {**batch, "attention_mask": mask}
+            count = len(trees[index])
+            tokens = torch.arange(starts[index], starts[index] + count)
+            lines[number, place : place + count] = tokens
+            ends[number, place : place + count] = place + torch.tensor([end for *_, end in trees[index]])
+            cells[tokens] = torch.arange(number * width + place, number * width + place + count)
+            place += count
+    sources, targets = [], []
+    for number, (tree, path) in enumerate(paths):
+        # A completion's first token is predicted by the prompt's last one, which other rows may share.
+        for place in range(prompt_lengths[number] - 1, len(path) - 1):
+            sources.append(starts[tree] + path[place])
+            targets.append(number * longest + place)
+    flat = [token for tree in trees for token in tree]
+    return {"input_ids": torch.tensor([[token for token, *_ in flat]]),
+            "position_ids": torch.tensor([[position for _, position, _ in flat]]),
+            "lines": lines, "cells": cells, "ends": ends,
+            "sources": torch.tensor(sources), "targets": torch.tensor(targets)}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 # Keys that change how a result is computed, not which result: a run may go on with others.
-HOW_NOT_WHAT = {"micro_batch_size", "gradient_checkpointing", "attention"}
+HOW_NOT_WHAT = {"micro_batch_size", "share_prompts", "gradient_checkpointing", "attention"}
 
 
 def main() -> None:
@@ -116,7 +116,7 @@ def run(config, overwrite: bool) -> None:
     if ranks.is_main():
         print(f"LoRA: {trainable:,} of {total:,} parameters are trained ({trainable / total:.2%})")
     keys = ("epochs", "learning_rate", "warmup_share", "global_batch_size", "micro_batch_size",
-            "questions_per_pack", "gradient_checkpointing", "evaluations", "trl")
+            "share_prompts", "questions_per_pack", "gradient_checkpointing", "evaluations", "trl")
     result = train(model, tokenizer, rows, output / "checkpoints", seed=config.seed,
                    evaluate=lambda step: measure(model, f"SFT step {step}"),
                    bf16="bfloat16" in str(precision_dtype(config.train.precision)),

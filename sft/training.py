@@ -81,16 +81,24 @@ def lora_model(base, *, rank: int, alpha: int, dropout: float, gradient_checkpoi
                                            target_modules="all-linear"))
 
 
-def score_completion_only() -> None:
-    """Make trl's fused LM head score the completion's positions only, on the CPU too.
+def completion_collator(tokenizer: PreTrainedTokenizerBase, share_prompts: bool):
+    """Rows {input_ids, labels} as a batch padded on the right: input_ids, attention_mask, labels [rows, longest].
 
-    trl scores prompt and padding as well where Triton is missing, because some accelerators recompile for every new
-    shape. The CPU does not; the loss is the same and a step takes down to two thirds of the time (trl 1.16,
-    `add_fused_lm_head`). Can go when trl does so itself.
+    `share_prompts`: and the same rows as `pack` (see `sft.packing`), for a model that accepts packs.
     """
-    import trl.trainer.utils
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    trl.trainer.utils._use_triton = lambda device: True
+    def collator(rows: list[dict]) -> dict:
+        ids, labels = ([torch.tensor(row[name]) for row in rows] for name in ("input_ids", "labels"))
+        batch = {"input_ids": pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_token_id),
+                 "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+                 "labels": pad_sequence(labels, batch_first=True, padding_value=-100)}
+        if share_prompts:
+            batch["pack"] = pack([row["input_ids"] for row in rows], [row["labels"].count(-100) for row in rows])
+        return batch
+
+    return collator
 
 
 def general_text_loss(model, tokenizer: PreTrainedTokenizerBase) -> float:
@@ -122,9 +130,9 @@ def last_whole_checkpoint(folder: Path) -> str | None:
 
 
 def train(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict], folder: Path, *,
-          evaluate: Callable[[int], dict], questions_per_pack: int, epochs: float, learning_rate: float, warmup_share: float,
-          global_batch_size: int, micro_batch_size: int, gradient_checkpointing: bool, evaluations: int, seed: int,
-          bf16: bool, trl: dict) -> dict:
+          evaluate: Callable[[int], dict], share_prompts: bool, questions_per_pack: int, epochs: float,
+          learning_rate: float, warmup_share: float, global_batch_size: int, micro_batch_size: int,
+          gradient_checkpointing: bool, evaluations: int, seed: int, bf16: bool, trl: dict) -> dict:
     """Train the adapter; afterwards the model holds the weights of its best evaluation.
 
     `folder` keeps the checkpoints, from which a run that was interrupted goes on. `evaluate(step)` gives at least
@@ -135,30 +143,18 @@ def train(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict]
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
+    from sft.fused_lora import fuse_lora
+    from sft.packed_attention import attention, packs_accepted
+    from sft.scoring import score_completion_only
+
     score_completion_only()
-    attention = model.config._attn_implementation
-    if questions_per_pack > 1 and attention not in ("eager", "sdpa"):
-        # These kernels take no mask of their own shape.
-        questions_per_pack = 1
-        if ranks.is_main():
-            print(f"train.questions_per_pack: 1, since {attention} cannot share a schema between questions")
+    fuse_lora(model)
+    base, own_attention = model.get_base_model(), model.config._attn_implementation
     dataset = in_training_order(rows, epochs=epochs, global_batch_size=global_batch_size,
                                 questions_per_pack=questions_per_pack, seed=seed)
     steps = len(dataset) // global_batch_size
     interval = max(1, -(-steps // evaluations))
     record = folder / "evaluations.json"
-
-    class PackedTrainer(SFTTrainer):
-        def compute_loss(self, *arguments, **keywords):
-            loss = super().compute_loss(*arguments, **keywords)
-            # trl sums the attention mask to count tokens, which says nothing for a mask of packs.
-            self._metrics["train"].pop("num_tokens", None)
-            return loss
-
-    def collator(batch: list[dict]) -> dict:
-        if questions_per_pack == 1:
-            batch = [{**row, "schema": index} for index, row in enumerate(batch)]
-        return pack(batch, pad_token_id=tokenizer.pad_token_id, attention=attention)
 
     class Watch(TrainerCallback):
         """Evaluates after each checkpoint is saved, so that a checkpoint without its evaluation can be seen to."""
@@ -168,7 +164,8 @@ def train(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict]
 
         def measure(self, step: int) -> None:
             if str(step) not in self.found:
-                self.found[str(step)] = evaluate(step)
+                with attention(base, own_attention):
+                    self.found[str(step)] = evaluate(step)
                 if ranks.is_main():
                     write_json(record, self.found)
 
@@ -192,10 +189,11 @@ def train(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict]
         "remove_unused_columns": False, "dataset_kwargs": {"skip_prepare_dataset": True}, **trl,
     }
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.parent / "tensorboard")
-    trainer = PackedTrainer(model=model, args=SFTConfig(**arguments), train_dataset=dataset, processing_class=tokenizer,
-                            data_collator=collator, callbacks=[watch])
-    with library_writes(folder):
-        trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
+    with packs_accepted(base, wanted=share_prompts) as packs:
+        trainer = SFTTrainer(model=model, args=SFTConfig(**arguments), train_dataset=dataset, processing_class=tokenizer,
+                             data_collator=completion_collator(tokenizer, packs), callbacks=[watch])
+        with library_writes(folder):
+            trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
     best = max(watch.found, key=lambda step: (watch.found[step]["execution_accuracy"], -int(step)))
     weights = load_peft_weights(str(folder / f"checkpoint-{best}"), device=str(model.device))
     set_peft_model_state_dict(model, weights)

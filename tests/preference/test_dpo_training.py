@@ -1,5 +1,6 @@
 """DPO's training: exact ids, the loss by hand, where it starts, what it trains, and plain trl on the same pairs."""
 
+import json
 import math
 import os
 from pathlib import Path
@@ -9,17 +10,16 @@ import torch
 from safetensors.torch import load_file
 from trl import DPOConfig, DPOTrainer
 
+from preference.dpo_trainer import ExecutionDPOTrainer, preference_collator
 from preference.dpo_training import (
-    ExecutionDPOTrainer,
     deepspeed_configuration,
     gathered_adapter,
-    preference_collator,
     tokenized_pairs,
     train_dpo,
     zero_settings,
 )
 from preference.pairs import PAIRS_SCHEMA
-from sft.artefacts import write_parquet
+from sft.artefacts import content_hash, write_parquet
 from sft.checkpoint import fingerprint, load_adapter, load_base, load_tokenizer, save_adapter
 from sft.configuration import DpoConfig, read_configuration
 from sft.order import global_batches
@@ -105,6 +105,8 @@ def settings(**changes):
         "label_smoothing": 0.0,
         "global_batch_size": 4,
         "micro_batch_size": 2,
+        "share_prompts": True,
+        "checkpoint": "sft",
         "gradient_checkpointing": False,
         "max_length": 256,
         "save_steps": 100,
@@ -143,9 +145,25 @@ def test_rows_stand_in_the_order_of_global_batches(tokenizer, pairs):
     by_prompt = {tuple(row["prompt_ids"]): row for row in rows}
     in_order = [by_prompt[tuple(prompt_ids(tokenizer, pair["prompt"]))] for pair in pairs]
     lengths = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in in_order]
-    order = global_batches(lengths, epochs=2, global_batch_size=2, seed=3)
+    # All on one schema; every question is a group of its own, named by its prompt's ids.
+    order = global_batches(lengths, epochs=2, global_batch_size=2, seed=3, families=["schema"] * 4, group_size=2,
+                           groups=[content_hash(row["prompt_ids"]) for row in in_order])
+    for pair in pairs:
+        pair["context"] = CONTEXT
     found = tokenized_pairs(tokenizer, pairs, max_length=256, epochs=2, global_batch_size=2, seed=3).to_list()
     assert found == [in_order[index] for index in order]
+
+
+def test_pairs_of_one_question_stand_together_and_so_do_questions_on_one_schema(tokenizer, pairs):
+    """Three pairs of each of four questions, every other question on another schema; any seed, batches of six."""
+    many = [pair | {"context": f"schema {number % 2}"} for number, pair in enumerate(pairs) for _ in range(3)]
+    schema_of = {tuple(prompt_ids(tokenizer, pair["prompt"])): number % 2 for number, pair in enumerate(pairs)}
+    for seed in range(5):
+        rows = tokenized_pairs(tokenizer, many, max_length=256, epochs=1, global_batch_size=6, seed=seed)["prompt_ids"]
+        for start in range(0, 12, 3):
+            assert rows[start] == rows[start + 1] == rows[start + 2]
+    rows = tokenized_pairs(tokenizer, many, max_length=256, epochs=1, global_batch_size=12, seed=0)["prompt_ids"]
+    assert [schema_of[tuple(ids)] for ids in rows] in ([0] * 6 + [1] * 6, [1] * 6 + [0] * 6)
 
 
 def test_pairs_that_are_too_long_are_left_out_whole_and_counted(tokenizer, pairs, capsys):
@@ -284,15 +302,36 @@ def test_the_sft_term_is_added_to_the_sigmoid_loss(load_policy, tokenizer, pairs
 
 
 def test_the_global_batch_alone_decides_the_result(load_policy, tokenizer, pairs, tmp_path):
-    """1 x 4 and 4 x 1 micro-batches: the same weights, to the rounding of sums in another order."""
+    """1 x 4 and 4 x 1 micro-batches, prompts shared or not: the same weights, to the rounding of sums in another order."""
+    ways = [(micro, shared) for shared in (False, True) for micro in (1, 4)]
     found = [
-        train_dpo(load_policy, tokenizer, pairs, tmp_path / str(micro), **settings(micro_batch_size=micro))
-        for micro in (1, 4)
+        train_dpo(
+            load_policy,
+            tokenizer,
+            pairs,
+            tmp_path / str(number),
+            **settings(micro_batch_size=micro, share_prompts=shared),
+        )
+        for number, (micro, shared) in enumerate(ways)
     ]
-    for (name, one), other in zip(found[0][1].items(), found[1][1].values(), strict=True):
-        assert torch.allclose(one, other, atol=2e-4), name
     losses = [[row["loss"] for row in facts["log"] if "loss" in row] for _, _, facts in found]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+    for number in (1, 2, 3):
+        for (name, one), other in zip(found[0][1].items(), found[number][1].values(), strict=True):
+            assert torch.allclose(one, other, atol=2e-4), name
+        assert losses[0] == pytest.approx(losses[number], abs=1e-3)
+
+
+def test_the_reference_is_kept_where_pairs_come_more_than_once(load_policy, tokenizer, pairs, tmp_path, capsys):
+    kept = tmp_path / "reference_logps.jsonl"
+    train_dpo(load_policy, tokenizer, pairs, tmp_path / "once", **settings(epochs=1))
+    assert not kept.exists()
+    train_dpo(load_policy, tokenizer, pairs, tmp_path / "checkpoints", **settings(epochs=2))
+    assert "reference log-probabilities: 4 pairs computed, 4 known" in capsys.readouterr().out
+    sampled = sorted([pair["chosen_logp_sum"], pair["rejected_logp_sum"]] for pair in pairs)
+    found = sorted(json.loads(line)[1:] for line in kept.read_text().splitlines())
+    assert len(found) == 4 and all(one == pytest.approx(other, abs=1e-3) for one, other in zip(found, sampled, strict=True))
+    train_dpo(load_policy, tokenizer, pairs, tmp_path / "again", **settings(epochs=3))
+    assert "computed" not in capsys.readouterr().out and len(kept.read_text().splitlines()) == 4
 
 
 def test_a_policy_without_the_sft_adapter_is_refused(tiny_model, tokenizer, pairs, tmp_path):

@@ -109,3 +109,17 @@ def test_accumulation_that_does_not_divide_says_every_number():
     message = str(error.value)
     assert "train.global_batch_size 16 is not a multiple of train.micro_batch_size 3 x 2 rank(s) = 6" in message
     assert "choose a micro batch that divides 16 / 2" in message
+
+
+def test_families_stand_side_by_side_inside_a_batch_and_draw_none_together():
+    """Two pairs of each of eight questions, questions of two schemas in turn."""
+    groups, families = [f"q{row // 2}" for row in range(16)], [f"s{row // 2 % 2}" for row in range(16)]
+    lengths = [10 + row for row in range(16)]
+    settings = {"epochs": 1, "global_batch_size": 8, "seed": 2, "groups": groups, "group_size": 8}
+    alone, together = (global_batches(lengths, **settings, families=wider) for wider in (None, families))
+    for start in (0, 8):
+        assert sorted(alone[start : start + 8]) == sorted(together[start : start + 8])
+        found = [families[row] for row in together[start : start + 8]]
+        assert found == sorted(found) or found == sorted(found, reverse=True)
+        questions = [groups[row] for row in together[start : start + 8]]
+        assert questions[::2] == questions[1::2]

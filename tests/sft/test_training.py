@@ -7,20 +7,22 @@ import torch
 import trl.trainer.utils
 from safetensors.torch import load_file
 from trl import SFTConfig, SFTTrainer
+from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 import sft.training
 from sft.artefacts import content_hash
 from sft.checkpoint import load_base, load_tokenizer
 from sft.evaluation import answer
 from sft.order import global_batches
-from sft.packing import pack
+from sft.packed_attention import packs_accepted
+from sft.scoring import score_completion_only
 from sft.training import (
+    completion_collator,
     general_text_loss,
     in_training_order,
     last_whole_checkpoint,
     lora_model,
     mark_checkpoint,
-    score_completion_only,
     tokenized_rows,
     train,
 )
@@ -171,26 +173,47 @@ def test_the_loss_is_the_mean_over_completion_tokens_and_no_padding_changes_it(m
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_rows_that_share_their_schema_lose_what_they_lose_alone(tiny_model, tokenizer, rows, tmp_path, attention):
-    """Two rows in one pack and two alone, so that the packs differ in length and some are padded."""
+    """All on one schema, in one tree."""
     model = load_base(tiny_model, precision="fp32", attention=attention)
     with torch.no_grad():  # attention strong enough that a row which saw another would show it
         for layer in model.model.layers:
             layer.self_attn.v_proj.weight.mul_(20)
             layer.self_attn.o_proj.weight.mul_(20)
-    named = [{**row, "schema": schema} for row, schema in zip(rows, "aabc", strict=True)]
     by_hand = [plain_loss(model, row) for row in rows]
     trainer = trainer_of(model, tokenizer, rows, tmp_path)
-    batch = pack(named, pad_token_id=tokenizer.pad_token_id, attention=attention)
-    assert batch["input_ids"].shape[0] == 3 and batch["attention_mask"].ndim == 4
-    assert batch["position_ids"].max() == max(len(row["input_ids"]) for row in rows) - 1
+    batch = completion_collator(tokenizer, share_prompts=True)(rows)
+    assert batch["pack"]["lines"].shape[0] == 1
+    assert batch["pack"]["input_ids"].shape[1] < 0.7 * sum(len(row["input_ids"]) for row in rows)
     wanted = sum(total for total, _ in by_hand) / sum(count for _, count in by_hand)
-    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(wanted, abs=1e-4)
+    with packs_accepted(model):
+        assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_changed_row_moves_no_other_rows_loss(tiny_model, tokenizer, rows, tmp_path, attention):
+    """The answer of one row after the other gets another first token: only that row's log-probabilities change."""
+    model = load_base(tiny_model, precision="fp32", attention=attention)
+    trainer = trainer_of(model, tokenizer, rows, tmp_path)
+    collate = completion_collator(tokenizer, share_prompts=True)
+
+    def row_losses(given):
+        with packs_accepted(model), torch.no_grad():
+            return -trainer.model(**collate(given), fused_lm_head=True).log_probs.sum(dim=1)
+
+    before = row_losses(rows)
+    for number, row in enumerate(rows):
+        place = row["labels"].count(-100)
+        ids, labels = ([*row[name][:place], 99, *row[name][place + 1 :]] for name in ("input_ids", "labels"))
+        changed = [*rows[:number], {"input_ids": ids, "labels": labels}, *rows[number + 1 :]]
+        moved = (row_losses(changed) - before).abs() > 1e-5
+        assert moved.tolist() == [other == number for other in range(len(rows))]
 
 
 def test_scoring_the_completion_only_changes_neither_loss_nor_gradients(model, tokenizer, rows, tmp_path, monkeypatch):
     found = []
     for only in (False, True):
         monkeypatch.setattr(trl.trainer.utils, "_use_triton", lambda device: False)
+        monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", ChunkedLogProbFunction)
         if only:
             score_completion_only()
         trainer = trainer_of(model, tokenizer, rows, tmp_path)
@@ -276,6 +299,7 @@ def test_the_seed_decides_the_adapter(tiny_model):
 
 def settings(**changes):
     return {
+        "share_prompts": True,
         "questions_per_pack": 1,
         "epochs": 4,
         "learning_rate": 5e-3,
@@ -296,7 +320,6 @@ def test_trl_trains_on_exactly_our_rows_in_our_order(model, tokenizer, rows, tmp
     def watched(self, model, inputs, *arguments, **more):
         for row, held in enumerate(inputs["attention_mask"] == 1):
             assert (inputs["labels"][row][~held] == -100).all()
-            assert inputs["position_ids"][row][held].tolist() == list(range(held.sum()))
             seen.append({name: inputs[name][row][held].tolist() for name in ("input_ids", "labels")})
         return compute_loss(self, model, inputs, *arguments, **more)
 
@@ -339,10 +362,12 @@ def test_the_last_step_is_evaluated_even_where_steps_do_not_divide(model, tokeni
 
 
 def test_packs_and_micro_batches_do_not_change_what_is_learned(tiny_model, tokenizer, rows, tmp_path):
-    """One row at a time, all four in one batch, and all four packed round their schema: the same losses and weights."""
+    """One row at a time, all four in one batch, and all four in one tree: the same losses and weights."""
     found = []
-    for number, (micro, packed) in enumerate([(1, 1), (4, 1), (4, 4), (2, 4)]):
-        base = load_base(tiny_model, precision="fp32", attention="sdpa" if packed == 4 and micro == 2 else "eager")
+    for number, (micro, shared, attention) in enumerate(
+        [(1, False, "eager"), (4, False, "sdpa"), (4, True, "eager"), (2, True, "sdpa")]
+    ):
+        base = load_base(tiny_model, precision="fp32", attention=attention)
         model = lora_model(base, rank=8, alpha=16, dropout=0.0, gradient_checkpointing=False, seed=0)
         result = train(
             model,
@@ -350,7 +375,7 @@ def test_packs_and_micro_batches_do_not_change_what_is_learned(tiny_model, token
             rows,
             tmp_path / str(number),
             evaluate=lambda step: {"execution_accuracy": 1.0},
-            **settings(micro_batch_size=micro, questions_per_pack=packed),
+            **settings(micro_batch_size=micro, share_prompts=shared, questions_per_pack=4),
         )
         losses = [row["loss"] for row in result["log"] if "loss" in row]
         # Four rows of one schema, so that every order holds the same rows in every batch.
