@@ -66,6 +66,8 @@ def compare(arguments) -> None:
     models = pairs_of(arguments.models, "--models")
     output, run = arguments.output, arguments.run or arguments.output
     ranks.start(zero=False)
+    if ranks.is_main():
+        print(f"comparing {', '.join(models)}: {ranks.world_size()} rank(s) with {ranks.threads_per_rank()} thread(s) each")
     split = arguments.data if arguments.data in ("train", "dev", "test") else "questions"
     if split == "questions":
         data = output / "data-questions"

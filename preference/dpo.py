@@ -89,7 +89,8 @@ def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> No
         print(f"stage two -> {folder}: {ranks.world_size()} rank(s) with {ranks.threads_per_rank()} thread(s) each")
     examples = [example for example in load(folder / "data", "train") if example["answerable"]]
     random.Random(f"{config.seed}:sample").shuffle(examples)
-    examples = examples[: config.sample.questions]
+    # Questions on one schema stand together: the sampler computes the schema once.
+    examples = sorted(examples[: config.sample.questions], key=lambda example: example["context"])
     place = folder / "round-1"
     candidates, verdicts, pairs_file = (place / f"{name}.parquet" for name in ("candidates", "verdicts", "pairs"))
     weights = checkpoint_hash(adapter)
@@ -190,7 +191,8 @@ def print_yield(place: Path) -> None:
     marks = [json.loads(mark_path(place / f"{name}.parquet").read_text(encoding="utf-8")) for name in ("candidates", "verdicts")]
     if pairs and all("seconds" in mark["rows"] for mark in marks):
         sampling, judging = (mark["rows"]["seconds"] / len(pairs) for mark in marks)
-        print(f"cost of a pair: {tokens / len(pairs):.0f} generated tokens; {sampling:.2f} s of sampling, {judging:.2f} s of judging")
+        print(f"cost of a correct pair: {tokens / len(pairs):.0f} generated tokens, {sampling + judging:.2f} s ({sampling:.2f} s "
+              f"of sampling, {judging:.2f} s of judging)")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from sft.packed_weights import packed_weights
 from sft.packing import common_prefix
 from sft.shared_prompt_attention import CannotShareError, NewPrompt, SharedPromptCache, Step, shared_prompts
 from sft.token_choice import candidates, choose, uniforms
@@ -62,7 +63,7 @@ def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts
                 "progress": progress or (lambda count: None)}
     if not prompts:
         return []
-    with torch.inference_mode():
+    with torch.inference_mode(), packed_weights(model):
         try:
             with shared_prompts(model):
                 rows = _generate(model, tokenizer.eos_token_id, prompts, example_ids, **settings)

@@ -110,27 +110,26 @@ def prompts_of(tokenizer, case: str) -> list[list[int]]:
     from sft.prompt import prompt_ids, render
 
     with tempfile.TemporaryDirectory() as folder:
-        rows = build(0, Path(folder))["test"]
+        rows = build(0, Path(folder))["train"]
     questions: dict[str, list[str]] = {}
     for row in rows:
         questions.setdefault(row["context"], []).append(row["question"])
+
+    def prompt(question: str, contexts: list[str]) -> list[int]:
+        return prompt_ids(tokenizer, render({"question": question, "context": "\n".join(contexts)}, "compact"))
+
     contexts = list(questions)
-    if case in ("short", "growth"):
-        return [prompt_ids(tokenizer, render(row, "compact")) for row in rows]
-    prompts = []
-    for number in range(16 if case == "long" else 2):
-        # Rotated, so that no two schemas begin alike; tables of further databases until there are 800 tokens.
-        rotated = contexts[number % len(contexts) :] + contexts[: number % len(contexts)]
-        rotated = [context for context in rotated for _ in range(1)]
-        count = 1
-        while count < len(rotated):
-            asked = {"question": questions[rotated[0]][number // len(contexts)], "context": "\n".join(rotated[:count])}
-            if len(prompt_ids(tokenizer, render(asked, "ddl"))) >= 800:
-                break
-            count += 1
-        chosen = questions[rotated[0]][: 10 if case == "schema" else 1]
-        prompts += [prompt_ids(tokenizer, render({**asked, "question": question}, "ddl")) for question in chosen]
-    return prompts
+    if case in ("short", "growth"):  # neighbours ask about different schemas
+        found = [prompt(asked[number], [context]) for number in range(8)
+                 for context, asked in questions.items() if number < len(asked)]
+        return [ids for ids in found if 70 <= len(ids) <= (100 if case == "short" else 160)]
+    found = []
+    for number, context in enumerate(contexts[:16]):
+        # Tables of further databases, others for every schema, until there are 800 tokens.
+        others = contexts[number:] + contexts[:number]
+        count = next(count for count in range(1, len(others)) if len(prompt("?", others[:count])) >= 780)
+        found += [prompt(question, others[:count]) for question in questions[context][: 10 if case == "schema" else 1]]
+    return found
 
 
 def compare(model, tokenizer, case: str, arguments, sides) -> dict:
