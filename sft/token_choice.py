@@ -68,7 +68,7 @@ def normalisers(logits: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
     import torch
 
     rows = ROWS_AT_A_TIME if logits.device.type == "cpu" else len(logits)
-    sums = [part.float().sub_(top).exp_().sum(dim=-1)
+    sums = [part.to(torch.float32, copy=True).sub_(top).exp_().sum(dim=-1)
             for part, top in zip(logits.split(rows), largest.split(rows), strict=True)]
     return torch.cat(sums).log() + largest.squeeze(1)
 

@@ -94,8 +94,10 @@ def test_the_likeliest_are_those_of_a_full_search(vocabulary, dtype):
 
 def test_the_normaliser_is_over_the_whole_vocabulary_in_float32():
     logits = (torch.randn(11, 5000, generator=torch.Generator().manual_seed(0)) * 3).bfloat16()
-    for temperature, top_k in ((0, 0), (1.0, 4)):
-        values, _, normaliser = candidates(logits, temperature, top_k)
+    for dtype, temperature, top_k in ((torch.bfloat16, 0, 0), (torch.bfloat16, 1.0, 4), (torch.float32, 1.0, 4)):
+        given = logits.to(dtype)
+        values, _, normaliser = candidates(given, temperature, top_k)
+        assert torch.equal(given.bfloat16(), logits)  # untouched
         assert values.shape == (11, 1 if temperature == 0 else 4) and normaliser.dtype == torch.float32
         torch.testing.assert_close(normaliser.double(), logits.double().logsumexp(-1), rtol=1e-6, atol=1e-6)
 
