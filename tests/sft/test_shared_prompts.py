@@ -2,17 +2,23 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
     GenerationConfig,
     LlamaConfig,
+    LogitsProcessorList,
     MistralConfig,
     Qwen2Config,
     Qwen3Config,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
 )
 
 from sft import sampler
@@ -106,6 +112,29 @@ def test_log_probabilities_are_those_of_a_plain_forward_pass(model, tokenizer):
                 logits = model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
             wanted = logits.double().log_softmax(-1)[torch.arange(len(ids)), ids].sum().item()
             assert math.isclose(completion.logp_sum, wanted, abs_tol=2e-3)
+
+
+def test_pairs_of_tokens_are_distributed_as_transformers_would_draw_them(tokenizer):
+    """The second token hangs on the first: its prompt is shared, its own keys are not."""
+    model = random_model(MODELS["llama"])
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(4.0), TopKLogitsWarper(6), TopPLogitsWarper(0.9)])
+    found = generate(model, tokenizer, PROMPTS[:3], names(PROMPTS[:3]), samples=1500, max_new_tokens=2, temperature=4.0,
+                     top_k=6, top_p=0.9, seed=9, batch_size=2000)
+    for prompt, rows in zip(PROMPTS[:3], found, strict=True):
+        with torch.inference_mode():
+            first = warpers(None, model(input_ids=torch.tensor([prompt])).logits[:, -1])[0].softmax(-1)
+            tokens = first.nonzero().flatten().tolist()
+            after = torch.tensor([[*prompt, token] for token in tokens])
+            second = warpers(None, model(input_ids=after).logits[:, -1]).softmax(-1)
+        joint = {(token, other): (first[token] * second[number, other]).item() * len(rows)
+                 for number, token in enumerate(tokens) for other in second[number].nonzero().flatten().tolist()}
+        counts = dict.fromkeys(joint, 0)
+        for row in rows:
+            counts[row.token_ids] += 1  # a KeyError is a pair that cannot be drawn
+        observed = np.array([counts[pair] for pair in joint])
+        expected = np.array(list(joint.values()))
+        assert len(joint) >= 8 and expected.min() > 2
+        assert chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 0.001
 
 
 def test_the_model_is_left_as_it_was(tokenizer):
