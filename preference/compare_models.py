@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--schema-style", choices=("ddl", "compact"), help="prompt style (default: the adapters' own, or ddl)")
     parser.add_argument("--databases", choices=("given", "generated", "both"), default="both", help="what to judge on")
     parser.add_argument("--max-new-tokens", type=int, default=96, metavar="N", help="longest answer (default: 96)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="questions at a time (default: 32)")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="questions at a time (default: 64)")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="judge's processes (0: one a core)")
     parser.add_argument("--seed", type=int, default=0)
