@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--schema-style", choices=("ddl", "compact"), help="prompt style (default: the adapters' own, or ddl)")
     parser.add_argument("--databases", choices=("given", "generated", "both"), default="both", help="what to judge on")
     parser.add_argument("--max-new-tokens", type=int, default=96, metavar="N", help="longest answer (default: 96)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="questions at a time (default: 32)")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="questions at a time (default: 64)")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="judge's processes (0: one a core)")
     parser.add_argument("--seed", type=int, default=0)
@@ -66,6 +66,8 @@ def compare(arguments) -> None:
     models = pairs_of(arguments.models, "--models")
     output, run = arguments.output, arguments.run or arguments.output
     ranks.start(zero=False)
+    if ranks.is_main():
+        print(f"comparing {', '.join(models)}: {ranks.world_size()} rank(s) with {ranks.threads_per_rank()} thread(s) each")
     split = arguments.data if arguments.data in ("train", "dev", "test") else "questions"
     if split == "questions":
         data = output / "data-questions"

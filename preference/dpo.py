@@ -46,7 +46,14 @@ def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> No
     from preference.sampling import judge, sample
     from sft import ranks
     from sft.artefacts import file_hash, is_complete, mark_complete, read_parquet, write_parquet
-    from sft.checkpoint import checkpoint_hash, load_for_inference, load_tokenizer, read_provenance, release_memory
+    from sft.checkpoint import (
+        checkpoint_hash,
+        load_for_inference,
+        load_tokenizer,
+        precision_dtype,
+        read_provenance,
+        release_memory,
+    )
     from sft.configuration import validate_trl
     from sft.examples import load
     from sft.order import accumulation_steps
@@ -82,7 +89,8 @@ def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> No
         print(f"stage two -> {folder}: {ranks.world_size()} rank(s) with {ranks.threads_per_rank()} thread(s) each")
     examples = [example for example in load(folder / "data", "train") if example["answerable"]]
     random.Random(f"{config.seed}:sample").shuffle(examples)
-    examples = examples[: config.sample.questions]
+    # Questions on one schema stand together: the sampler computes the schema once.
+    examples = sorted(examples[: config.sample.questions], key=lambda example: example["context"])
     place = folder / "round-1"
     candidates, verdicts, pairs_file = (place / f"{name}.parquet" for name in ("candidates", "verdicts", "pairs"))
     weights = checkpoint_hash(adapter)
@@ -110,11 +118,21 @@ def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> No
     sampling = config.sample.model_dump(exclude={"questions", "shard_size", "batch_size"})
     inputs = {"checkpoint": weights, "prompt_hash": prompt, "seed": config.seed, "shard_size": config.sample.shard_size,
               "questions": len(examples), "data": file_hash(folder / "data" / "train.parquet"), **sampling}
+    sampler = sampling.pop("sampler")
     if pending("sample", candidates, inputs):
-        model, _, _ = load_for_inference(adapter, precision=config.train.precision, attention=config.train.attention,
-                                         trust_remote_code=sft_config["trust_remote_code"], merge=True,
-                                         place=ranks.device())
-        sample(candidates, inputs, examples, model, tokenizer, schema_style=schema_style, seed=config.seed,
+        trusted = sft_config["trust_remote_code"]
+        if sampler == "vllm":
+            from sft.vllm_sampler import generate, load
+
+            model = load(adapter, dtype=str(precision_dtype(config.train.precision)).removeprefix("torch."),
+                         max_tokens=provenance["prompt"]["max_prompt_tokens"] + config.sample.max_new_tokens,
+                         trust_remote_code=trusted)
+        else:
+            from sft.sampler import generate
+
+            model, _, _ = load_for_inference(adapter, precision=config.train.precision, attention=config.train.attention,
+                                             trust_remote_code=trusted, merge=True, place=ranks.device())
+        sample(candidates, inputs, examples, generate, model, tokenizer, schema_style=schema_style, seed=config.seed,
                batch_size=config.sample.batch_size, shard_size=config.sample.shard_size, round_number=1,
                checkpoint_hash=weights, prompt_hash=prompt, **sampling)
         del model
@@ -154,10 +172,11 @@ def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> No
 
 
 def print_yield(place: Path) -> None:
-    """Say what sampling and judging brought: pairs, and why questions gave none."""
+    """Say what sampling and judging brought and cost: pairs, and why questions gave none."""
+    import json
     from collections import Counter
 
-    from sft.artefacts import read_parquet
+    from sft.artefacts import mark_path, read_parquet
 
     candidates, dropped = read_parquet(place / "candidates.parquet"), read_parquet(place / "dropped.parquet")
     verdicts = Counter(row["verdict"] for row in read_parquet(place / "verdicts.parquet"))
@@ -169,6 +188,11 @@ def print_yield(place: Path) -> None:
           f"{1000 * len(pairs) / max(1, tokens):.1f} pairs per 1,000); distinct queries: "
           + ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
           + f"; questions without a pair: {reasons or 'none'}")
+    marks = [json.loads(mark_path(place / f"{name}.parquet").read_text(encoding="utf-8")) for name in ("candidates", "verdicts")]
+    if pairs and all("seconds" in mark["rows"] for mark in marks):
+        sampling, judging = (mark["rows"]["seconds"] / len(pairs) for mark in marks)
+        print(f"cost of a correct pair: {tokens / len(pairs):.0f} generated tokens, {sampling + judging:.2f} s ({sampling:.2f} s "
+              f"of sampling, {judging:.2f} s of judging)")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +17,6 @@ from sft import ranks
 from sft.artefacts import join_shards, make_in_shards, mark_complete, read_parquet
 from sft.evaluation import candidate, judge_tasks
 from sft.prompt import completion_ids, prompt_ids, read_completion, render
-from sft.sampler import generate
 
 CANDIDATES_SCHEMA = pa.schema([
     ("example_id", pa.string()), ("sample_index", pa.int64()), ("round", pa.int64()), ("completion", pa.string()),
@@ -29,15 +30,20 @@ VERDICTS_SCHEMA = pa.schema([
 ])
 
 
-def sample(target: Path, inputs: dict, examples: list[dict], model, tokenizer, *, schema_style: str, samples: int,
-           temperature: float, top_k: int, top_p: float, max_new_tokens: int, batch_size: int, shard_size: int,
-           seed: int, round_number: int, checkpoint_hash: str, prompt_hash: str) -> None:
-    """Write candidates.parquet: `samples` completions for each example, in fixed shards that the ranks share."""
+def sample(target: Path, inputs: dict, examples: list[dict], generate: Callable, model, tokenizer, *, schema_style: str,
+           samples: int, temperature: float, top_k: int, top_p: float, max_new_tokens: int, batch_size: int,
+           shard_size: int, seed: int, round_number: int, checkpoint_hash: str, prompt_hash: str) -> None:
+    """Write candidates.parquet: `samples` completions for each example, in fixed shards that the ranks share.
+
+    generate: that of `sft.sampler` or of `sft.vllm_sampler`, with the model that it takes.
+    """
+    started, made, tokens = time.perf_counter(), 0, 0
     fixed = {"round": round_number, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
              "checkpoint_hash": checkpoint_hash, "prompt_hash": prompt_hash}
     bar = tqdm(total=len(examples[:: ranks.world_size()]), desc="sampling", unit="question", disable=not ranks.is_main())
 
     def make(shard: list[dict]) -> list[dict]:
+        nonlocal made, tokens
         prompts = [prompt_ids(tokenizer, render(example, schema_style)) for example in shard]
         found = generate(model, tokenizer, prompts, [example["example_id"] for example in shard], samples=samples,
                          max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
@@ -52,20 +58,36 @@ def sample(target: Path, inputs: dict, examples: list[dict], model, tokenizer, *
                              "sql": sql, "abstained": abstained, "token_count": completion.token_count,
                              "logp_sum": completion.logp_sum, "ended_with_eos": completion.ended_with_eos,
                              "tokens_round_trip": round_trip, **fixed})
+        made, tokens = made + len(shard), tokens + sum(row["token_count"] for row in rows)
         return rows
 
     make_in_shards(target, examples, shard_size, CANDIDATES_SCHEMA, make, part=ranks.rank(), parts=ranks.world_size())
     bar.close()
-    ranks.barrier()
+    cost = time_taken(started, made, len(examples))
+    tokens = sum(ranks.gather(tokens))
     if ranks.is_main():
         count = join_shards(target, CANDIDATES_SCHEMA)
-        mark_complete(target, inputs, {"questions": len(examples), "candidates": count})
+        mark_complete(target, inputs, {"questions": len(examples), "candidates": count, **cost})
+        if tokens:
+            seconds = time.perf_counter() - started
+            print(f"sample: {tokens} tokens in {seconds:.0f} s, {tokens / seconds:.0f} tokens/s")
     ranks.barrier()
+
+
+def time_taken(started: float, made: int, total: int) -> dict[str, int]:
+    """Seconds for all `total` questions, for a step's mark; judged by those that all ranks made since `started`.
+
+    Empty where none was made: a run that was interrupted had them all.
+    """
+    done = ranks.gather((made, time.perf_counter() - started))
+    made, seconds = sum(count for count, _ in done), max(seconds for _, seconds in done)
+    return {"seconds": round(seconds * total / made)} if made else {}
 
 
 def judge(target: Path, inputs: dict, examples: list[dict], candidates: Path, *, databases: str, workers: int,
           shard_size: int, seed: int) -> None:
     """Write verdicts.parquet: one row for each example and distinct query, in fixed shards that the ranks share."""
+    started, made = time.perf_counter(), 0
     queries: dict[str, dict[str | None, str | None]] = {}
     for row in read_parquet(candidates):
         queries.setdefault(row["example_id"], {}).setdefault(verdict_key(row), candidate(row))
@@ -76,6 +98,7 @@ def judge(target: Path, inputs: dict, examples: list[dict], candidates: Path, *,
                cache=default_folder()) as judged:
 
         def make(shard: list[dict]) -> list[dict]:
+            nonlocal made
             tasks = judge_tasks(shard, [list(queries[example["example_id"]].values()) for example in shard])
             rows = []
             for example, line in zip(shard, judged.stream(tasks, progress=False), strict=True):
@@ -88,12 +111,13 @@ def judge(target: Path, inputs: dict, examples: list[dict], candidates: Path, *,
                                  "result_hash": (trace or {}).get("result_hash"), "suite_hash": gold.get("suite_hash"),
                                  "kill_score": gold.get("kill_score")})
                 bar.update()
+            made += len(shard)
             return rows
 
         make_in_shards(target, asked, shard_size, VERDICTS_SCHEMA, make, part=ranks.rank(), parts=ranks.world_size())
     bar.close()
-    ranks.barrier()
+    cost = time_taken(started, made, len(asked))
     if ranks.is_main():
         count = join_shards(target, VERDICTS_SCHEMA)
-        mark_complete(target, inputs, {"questions": len(asked), "verdicts": count})
+        mark_complete(target, inputs, {"questions": len(asked), "verdicts": count, **cost})
     ranks.barrier()

@@ -82,6 +82,7 @@ class SftConfig(Section):
 
 
 class Sample(Section):
+    sampler: Literal["builtin", "vllm"]
     questions: Limit
     samples: Annotated[int, Field(ge=2)]
     temperature: Annotated[float, Field(gt=0, le=5)]

@@ -1,15 +1,21 @@
-"""Sampling completions: each prompt is computed once for all its samples, and rows leave when they finish."""
+"""Sampling completions: a prompt is computed once for all its samples, and rows that finish make room for new prompts."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from sft.packed_weights import packed_weights
+from sft.packing import common_prefix
+from sft.shared_prompt_attention import CannotShareError, NewPrompt, SharedPromptCache, Step, shared_prompts
+from sft.token_choice import candidates, choose, uniforms
+
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Prompt tokens that one forward pass computes beside the rows; at least one prompt, however long.
+PROMPT_TOKENS_PER_STEP = 1024
 
 
 @dataclass(frozen=True)
@@ -27,38 +33,16 @@ class Completion:
     ended_with_eos: bool
 
 
-def uniforms(seed: int, example_id: str, sample_index: int, count: int) -> torch.Tensor:
-    """`count` uniform numbers in [0, 1), float32, that depend on (seed, example_id, sample_index) alone."""
-    import torch
+@dataclass
+class Row:
+    """A completion that is being generated. `draws`: one uniform number for each of its tokens (none: greedy)."""
 
-    digest = hashlib.sha256(f"{seed}\0{example_id}\0{sample_index}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return torch.rand(count, generator=generator)
-
-
-def choose(logits: torch.Tensor, draw: torch.Tensor, temperature: float, top_k: int, top_p: float) -> torch.Tensor:
-    """Next token ids [rows] from logits [rows, vocabulary] and one uniform number a row [rows].
-
-    temperature 0 is greedy. Otherwise the distribution of `generate` with the same values: logits / temperature, then
-    the top_k likeliest (0: all), then the smallest set of them with probability of at least top_p; drawn by inverting
-    the cumulative distribution, likeliest first. Example: probabilities .6, .3, .1 and draw .65 give the second token.
-    """
-    import torch
-
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    width = min(top_k, logits.shape[-1]) if top_k else logits.shape[-1]
-    values, indices = torch.topk(logits.float(), width, dim=-1)
-    probabilities = torch.softmax(values / temperature, dim=-1)
-    cumulative = probabilities.cumsum(dim=-1)
-    if top_p < 1:
-        probabilities = probabilities.masked_fill(cumulative - probabilities >= top_p, 0)
-        cumulative = probabilities.cumsum(dim=-1)
-    target = draw.to(cumulative.device).unsqueeze(-1) * cumulative[:, -1:]
-    position = (cumulative <= target).sum(dim=-1, keepdim=True).clamp(max=width - 1)
-    # Rounding must never land on a token that top_p removed.
-    last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
-    return indices.gather(-1, torch.minimum(position, last)).squeeze(-1)
+    prompt: int
+    sample: int
+    slot: int
+    draws: list[float]
+    tokens: list[int] = field(default_factory=list)
+    logp_sum: float = 0.0
 
 
 def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]],
@@ -67,83 +51,149 @@ def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts
              progress: Callable[[int], None] | None = None) -> list[list[Completion]]:
     """`samples` completions for every prompt (token ids), in the order of the prompts.
 
-    A sample depends on (seed, example_id, sample_index), the model and, through the rounding of bf16, on the shape of
-    its batch; batches are formed from these prompts alone, longest first. batch_size counts rows (prompts x samples).
-    `progress` is called with the number of prompts that are finished, batch by batch.
+    The distribution is that of transformers' `generate` with the same temperature (0: greedy), top_k (0: all) and top_p.
+    A sample depends on (seed, example_id, sample_index), the model and, through the rounding of bf16, on the prompts it
+    is generated with. batch_size counts rows (prompts x samples) that are generated at a time. `progress` is called with
+    the number of prompts that were finished since the last call.
     """
     import torch
 
-    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
-    results: list[list[Completion]] = [[] for _ in prompts]
-    step = max(1, batch_size // samples)
-    with torch.inference_mode():
-        for start in range(0, len(order), step):
-            batch = order[start : start + step]
-            completions = _generate_batch(
-                model, tokenizer, [prompts[index] for index in batch], [example_ids[index] for index in batch],
-                samples, max_new_tokens, temperature, top_k, top_p, seed,
-            )
-            for index, found in zip(batch, completions, strict=True):
-                results[index] = found
-            if progress is not None:
-                progress(len(batch))
+    settings = {"samples": samples, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k,
+                "top_p": top_p, "seed": seed, "batch_size": max(batch_size, samples),
+                "progress": progress or (lambda count: None)}
+    if not prompts:
+        return []
+    with torch.inference_mode(), packed_weights(model):
+        try:
+            with shared_prompts(model):
+                rows = _generate(model, tokenizer.eos_token_id, prompts, example_ids, **settings)
+        except CannotShareError:
+            from sft.repeated_prompts import generate_rows
+
+            rows = generate_rows(model, tokenizer, prompts, example_ids, **settings)
+    texts = iter(tokenizer.batch_decode([ids for found in rows for ids, _, _ in found], skip_special_tokens=True))
+    return [[Completion(next(texts), tuple(ids), logp_sum, len(ids) + ended, ended) for ids, logp_sum, ended in found]
+            for found in rows]
+
+
+def order_by_prefix(prompts: list[list[int]]) -> list[int]:
+    """The order in which prompts are computed: those on one schema (half of the shorter prompt is shared) follow each
+    other, longest first; groups with the longest prompts first.
+
+    Example: prompts a b c, x y, a b d e, each letter a token -> [2, 0, 1].
+    """
+    groups: list[list[int]] = []
+    for index in sorted(range(len(prompts)), key=lambda index: (prompts[index], index)):
+        near = groups and common_prefix([prompts[groups[-1][-1]], prompts[index]])
+        if groups and 2 * near >= min(len(prompts[groups[-1][-1]]), len(prompts[index])):
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    for group in groups:
+        group.sort(key=lambda index: (-len(prompts[index]), index))
+    groups.sort(key=lambda group: (-len(prompts[group[0]]), group[0]))
+    return [index for group in groups for index in group]
+
+
+def _generate(model, eos, prompts, example_ids, *, samples, max_new_tokens, temperature, top_k, top_p, seed, batch_size,
+              progress) -> list[list[tuple[list[int], float, bool]]]:
+    """For each prompt and sample (token ids without EOS, logp_sum, whether it ended with EOS)."""
+    import torch
+
+    place = model.device
+    waiting = order_by_prefix(prompts)[::-1]
+    # Rows finish at different steps: with twice the slots that full ones would take, stragglers keep no prompt waiting.
+    slots = min(len(prompts), batch_size // samples * (1 if samples == 1 else 2))
+    cache = SharedPromptCache(slots, min(batch_size, len(prompts) * samples))
+    held: list[list[int]] = [[] for _ in range(slots)]  # the prompt in each slot, also after its rows have finished
+    in_use: list[int] = [0] * slots  # rows of each slot that are being generated
+    rows: list[Row] = []
+    results: list[list] = [[None] * samples for _ in prompts]
+    while waiting or rows:
+        new, arrivals, budget = [], [], PROMPT_TOKENS_PER_STEP
+        while waiting and 0 in in_use and len(rows) + len(arrivals) + samples <= cache.rows and budget > 0:
+            index = waiting.pop()
+            slot = in_use.index(0)
+            prompt = new_prompt(prompts[index], slot, held)
+            held[slot], in_use[slot] = prompts[index], samples
+            new.append(prompt)
+            budget -= prompt.length - prompt.shared
+            arrivals += [Row(index, sample, slot, uniforms(seed, example_ids[index], sample, max_new_tokens).tolist()
+                             if temperature else []) for sample in range(samples)]
+        logits = _forward(model, cache, rows, new, held, place)
+        values, ids, normaliser = candidates(logits, temperature, top_k)
+        # The samples of a new prompt choose their first token from one row of logits.
+        if arrivals:
+            chooser = torch.tensor([*range(len(rows)), *(len(rows) + number for number in range(len(new))
+                                                         for _ in range(samples))], device=place)
+            values, ids, normaliser = values[chooser], ids[chooser], normaliser[chooser]
+            rows += arrivals
+        draws = torch.tensor([row.draws[len(row.tokens)] for row in rows]) if temperature else None
+        choice = choose(values, draws, temperature, top_p).unsqueeze(1)
+        scores = values.gather(1, choice).squeeze(1).float() - normaliser
+        finished = []
+        for number, (row, token, score) in enumerate(zip(rows, ids.gather(1, choice).squeeze(1).tolist(), scores.tolist(),
+                                                         strict=True)):
+            row.logp_sum += score
+            row.tokens.append(token)
+            if token == eos or len(row.tokens) == max_new_tokens:
+                finished.append(number)
+                in_use[row.slot] -= 1
+                ids_found = row.tokens[:-1] if token == eos else row.tokens
+                results[row.prompt][row.sample] = (ids_found, row.logp_sum, token == eos)
+                if in_use[row.slot] == 0:
+                    progress(1)
+        remove_rows(cache, rows, finished)
+        if not waiting:
+            fill_slots(cache, rows, held, in_use)
     return results
 
 
-def _generate_batch(model, tokenizer, prompts, example_ids, samples, max_new_tokens, temperature, top_k, top_p, seed):
-    """Completions [prompts][samples] of one batch: prompts are padded on the left, computed once, then repeated."""
+def new_prompt(prompt: list[int], slot: int, held: list[list[int]]) -> NewPrompt:
+    """What is to be computed of a prompt that goes to `slot`: all but the longest prefix that some slot already holds."""
+    shared = [common_prefix([prompt, other]) for other in held]
+    source = max(range(len(held)), key=lambda other: (shared[other], other == slot))
+    # The last token is always computed: the first one generated depends on it.
+    return NewPrompt(slot, len(prompt), source, min(shared[source], len(prompt) - 1))
+
+
+def _forward(model, cache: SharedPromptCache, rows: list[Row], new: list[NewPrompt], held: list[list[int]], place):
+    """Logits [rows + new prompts, vocabulary] of the next token of every row and every new prompt."""
     import torch
-    from transformers import DynamicCache
 
-    place = model.device
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), width), tokenizer.pad_token_id)
-    mask = torch.zeros((len(prompts), width), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    ids, mask = ids.to(place), mask.to(place)
-    cache = DynamicCache(config=model.config)
-    positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
-    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-                   logits_to_keep=1).logits[:, -1]
+    steps = [len(row.tokens) - 1 for row in rows]
+    lengths = [len(prompt) for prompt in held]
+    ids = [row.tokens[-1] for row in rows]
+    positions = [lengths[row.slot] + step for row, step in zip(rows, steps, strict=True)]
+    last = list(range(len(rows)))
+    for prompt in new:
+        ids += held[prompt.slot][prompt.shared :]
+        positions += range(prompt.shared, prompt.length)
+        last.append(len(ids) - 1)
+    step = Step(cache, [row.slot for row in rows], steps, lengths, new, place)
+    ids, positions, last = (torch.tensor(numbers, device=place) for numbers in (ids, positions, last))
+    return model(input_ids=ids.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False, logits_to_keep=last,
+                 shared_prompts=step).logits[0]
 
-    cache.batch_repeat_interleave(samples)
-    logits, mask = logits.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0)
-    position = positions[:, -1:].repeat_interleave(samples, 0)
-    draws = None
-    if temperature > 0:
-        draws = torch.stack([uniforms(seed, key, index, max_new_tokens) for key in example_ids
-                             for index in range(samples)])
-    rows = len(prompts) * samples
-    alive = torch.arange(rows)  # where the rows still in the batch belong
-    tokens: list[list[int]] = [[] for _ in range(rows)]
-    logp = torch.zeros(rows, dtype=torch.float64)
-    ended = [False] * rows
-    for count in range(max_new_tokens):
-        draw = draws[alive, count] if draws is not None else None
-        chosen = choose(logits, draw, temperature, top_k, top_p)
-        scores = logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1).float() - torch.logsumexp(logits.float(), dim=-1)
-        logp[alive] += scores.double().cpu()
-        finished = chosen == tokenizer.eos_token_id
-        for row, token, stop in zip(alive.tolist(), chosen.tolist(), finished.tolist(), strict=True):
-            if stop:
-                ended[row] = True
-            else:
-                tokens[row].append(token)
-        if finished.all() or count == max_new_tokens - 1:
-            break
-        if finished.any():
-            keep = (~finished).nonzero().squeeze(-1)
-            cache.batch_select_indices(keep)
-            alive, chosen, mask, position = alive[keep.cpu()], chosen[keep], mask[keep], position[keep]
-        position = position + 1
-        mask = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
-        logits = model(input_ids=chosen.unsqueeze(-1), attention_mask=mask, position_ids=position,
-                       past_key_values=cache, use_cache=True).logits[:, -1]
-    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    completions = [
-        Completion(text, tuple(found), float(score), len(found) + stop, stop)
-        for text, found, score, stop in zip(texts, tokens, logp, ended, strict=True)
-    ]
-    return [completions[start : start + samples] for start in range(0, rows, samples)]
+
+def remove_rows(cache: SharedPromptCache, rows: list[Row], finished: list[int]) -> None:
+    """Take finished rows out; rows from the end take their places, so that the others stay 0 to n - 1."""
+    for number in reversed(finished):
+        last = rows.pop()
+        if number < len(rows):
+            # Its newest token's key and value come with the next forward pass.
+            cache.move_row(len(rows), number, len(last.tokens) - 1)
+            rows[number] = last
+
+
+def fill_slots(cache: SharedPromptCache, rows: list[Row], held: list[list[int]], in_use: list[int]) -> None:
+    """When no prompt waits: slots from the end take the places of empty ones, so that those in use come first."""
+    while held and 0 in in_use:
+        empty = in_use.index(0)
+        prompt, count = held.pop(), in_use.pop()
+        if count:
+            cache.move_slot(len(held), empty, len(prompt))
+            held[empty], in_use[empty] = prompt, count
+            for row in rows:
+                if row.slot == len(held):
+                    row.slot = empty

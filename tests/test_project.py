@@ -85,7 +85,7 @@ def test_judge_pairs_and_report_load_no_torch():
 def test_no_module_hides_one_that_is_installed():
     """`accelerate launch sft/run.py` puts sft/ first on the path, where its files go before all others."""
     installed = set(importlib.metadata.packages_distributions()) - set(PACKAGES)
-    taken = installed | set(sys.stdlib_module_names) | {"flash_attn", "bitsandbytes"}
+    taken = installed | set(sys.stdlib_module_names) | {"flash_attn", "bitsandbytes", "vllm"}
     for package in ("sft", "preference"):
         own = {
             path.stem
@@ -175,7 +175,7 @@ def test_dependencies_of_dependencies_are_pinned_too():
 def test_every_import_is_a_declared_dependency():
     providers = importlib.metadata.packages_distributions()
     declared = {canonicalize_name(Requirement(text).name) for text in pyproject()["project"]["dependencies"]}
-    known = set(sys.stdlib_module_names) | set(PACKAGES) | {"flash_attn", "bitsandbytes"}
+    known = set(sys.stdlib_module_names) | set(PACKAGES) | {"flash_attn", "bitsandbytes", "vllm"}
     used = set().union(*map(imported, SOURCES)) - known
     undeclared = {name for name in used if not {canonicalize_name(found) for found in providers[name]} & declared}
     assert not undeclared, f"imported, and not named in pyproject.toml: {sorted(undeclared)}"
