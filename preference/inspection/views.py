@@ -1,0 +1,220 @@
+"""The pages that only read: overview, list, pair, question, and the parts that are fetched on their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from preference.inspection import rerun
+from preference.inspection.pages import schema_drawing, written
+from preference.inspection.selection import ROWS_A_PAGE
+from preference.inspection.sides import CHOICES, label_words, letters, stored_label
+from preference.report_page.text import embeddable, visible
+from sft.artefacts import content_hash
+
+SHOWN_COLUMNS = {"verdict": "chosen_verdict", "source": "source", "kind": "kind", "strategy": "strategy"}
+OVERVIEW_WAIT_S = 1.0
+ANSWER_WAIT_S = 1.5  # after it a pair's page comes without the results, which follow
+POLL_WAIT_S = 10.0
+EVIDENCE = ("example_id", "source", "kind", "strategy", "round", "seed", "kill_score", "gold_fallback", "weight", "margin", "database",
+            "checkpoint_hash", "prompt_hash", "suite_hash", "pair_id", "person_label")
+SIDE_EVIDENCE = ("verdict", "reason", "sample_index", "logp_sum", "tokens_round_trip", "result_hash")
+
+
+def overview(site, request: Request) -> Response:
+    """Counts of the whole file, what would spoil training first."""
+    store = site.store
+    counted = site.in_background(("overview", store.labels.version()), store.overview, OVERVIEW_WAIT_S)
+    return site.page(request, "overview.jinja", here="overview", counted=counted, total=store.total,
+                     **({} if counted is None else _overview_lines(counted)))
+
+
+def pairs(site, request: Request) -> Response:
+    """One page of the list."""
+    store, selection = site.store, site.selection(request)
+    total, rows = store.page(**selection.arguments(), offset=selection.page * ROWS_A_PAGE, limit=ROWS_A_PAGE)
+    annotator, latest = site.annotator(request), site.latest_labels()
+    for row in rows:
+        row["letters"] = letters(row["pair_id"], annotator, site.blind)
+        mine = latest.get(row["pair_id"], {}).get(annotator)
+        if mine and mine.content_hash != row["pair_id"]:  # whether the label means these texts, the texts must tell
+            mine = store.pair(row["pair_id"])["labels"].get(annotator)
+        row["my_label"] = label_words(mine.label, row["letters"]) if mine else None
+    return site.page(request, "list.jinja", here="list", selection=selection, list_query=selection.query(), facets=store.facets(),
+                     total=total, of=store.total, rows=rows, note=_note(site, request, "", annotator),
+                     shows={name: name in store.columns or any(row[column] for row in rows) for name, column in SHOWN_COLUMNS.items()},
+                     pages=max(1, -(-total // ROWS_A_PAGE)), first=selection.page * ROWS_A_PAGE)
+
+
+def pair(site, request: Request) -> Response:
+    """One pair with everything that is known of it."""
+    return pair_page(site, request, site.pair(request))
+
+
+def pair_page(site, request: Request, row: dict, edited: Mapping[str, str] | None = None) -> Response:
+    """The page of a pair; `edited` holds the text of each side ("gold", "chosen", "rejected") as a person typed it."""
+    store, selection, annotator = site.store, site.selection(request), site.annotator(request)
+    by_letter = letters(row["pair_id"], annotator, site.blind)
+    if edited is None:
+        found = site.in_background(("pair", row["pair_id"]), lambda: run(row), ANSWER_WAIT_S)
+    else:
+        found = site.in_background(("edited", content_hash([row["pair_id"], *sorted(edited.items())])),
+                                   lambda: run(row, edited), 60.0)
+    previous, following = store.neighbours(row["pair_id"], **selection.arguments())
+    if found is not None and edited is None and following and site.is_idle():
+        upcoming = store.pair(following)  # ready when the person gets there
+        site.in_background(("pair", following), lambda: run(upcoming), 0)
+    question = store.question(row["example_id"]) if row.get("example_id") is not None else None
+    tables = schema_drawing.read_tables(row.get("context"))
+    queries = [side for side in ("gold_sql", "chosen_sql", "rejected_sql") if row.get(side)]
+    return site.page(
+        request, "pair.jinja", here="list", list_query=selection.query(), selection=selection, pair=row, pair_id=row["pair_id"],
+        sides=[_side(site, row, letter, side, edited) for letter, side in by_letter.items()],
+        gold={"sql": row.get("gold_sql"), "typed": (edited or {}).get("gold")},
+        found=_shown_results(found, by_letter, site.blind), edited=edited is not None, previous=previous, following=following,
+        schema=schema_drawing.draw(tables, schema_drawing.mentioned(*(row[name] for name in queries))) if tables else None,
+        candidates=question["queries"] if question else [], evidence=[(name, row[name]) for name in EVIDENCE if row.get(name) is not None
+                                                    and not (site.blind and name == "person_label")],
+        mine=row["labels"].get(annotator), stored={choice: stored_label(choice, by_letter) for choice, _, _ in CHOICES},
+        said=_said(site, row, annotator, by_letter), note=_note(site, request, row["pair_id"], annotator),
+    )
+
+
+def results(site, request: Request) -> Response:
+    """The result tables alone, for a page that was sent before they were ready."""
+    row = site.pair(request)
+    found = site.in_background(("pair", row["pair_id"]), lambda: run(row), POLL_WAIT_S)
+    if found is None:
+        return Response(status_code=202)
+    shown = _shown_results(found, letters(row["pair_id"], site.annotator(request), site.blind), site.blind)
+    return site.page(request, "results.jinja", found=shown)
+
+
+def question(site, request: Request) -> Response:
+    """All distinct queries of a question, to be ranked."""
+    example_id, annotator = request.query_params.get("id", ""), site.annotator(request)
+    found = site.store.question(example_id)
+    if found["example"] is None and not found["queries"]:
+        raise HTTPException(404, f"This file holds no question {example_id[:80]!r}. Open one from a pair's page.")
+    example, ranks = found["example"] or {}, found["rankings"].get(annotator, {})
+    candidates = [{**query, "number": number, "key": query_key(query["canonical_sql"]), "rank": ranks.get(query["canonical_sql"])}
+                  for number, query in enumerate(found["queries"], start=1)]
+    candidates.sort(key=lambda candidate: (candidate["rank"] or len(candidates) + 1, candidate["number"]))
+    tables = schema_drawing.read_tables(example.get("context"))
+    used = schema_drawing.mentioned(example.get("gold_sql"), *(query["sql"] for query in found["queries"]))
+    return site.page(request, "question.jinja", here="list", example_id=example_id, question=example, candidates=candidates,
+                     pairs=found["pairs"], problems=found["warnings"], saved="saved" in request.query_params and ranks,
+                     schema=schema_drawing.draw(tables, used) if tables else None)
+
+
+def whole_text(site, request: Request) -> Response:
+    """A text that is too long for its page, as plain text with hidden characters written out."""
+    row, field = site.pair(request), request.query_params.get("field", "")
+    by_letter = letters(row["pair_id"], site.annotator(request), site.blind)
+    column = {"question": "question", "context": "context", "gold": "gold_sql", "a": f"{by_letter['A']}_sql",
+              "b": f"{by_letter['B']}_sql"}.get(field)
+    if column is None or not isinstance(row.get(column), str):
+        raise HTTPException(404, f"The pair has no text {field[:40]!r}. Allowed are question, context, gold, a and b.")
+    return PlainTextResponse(visible(row[column]).encode("utf-8", "replace"))
+
+
+def keys(site, request: Request) -> Response:
+    return site.page(request, "keys.jinja")
+
+
+def static(site, request: Request) -> Response:
+    name = request.path_params["name"]
+    if name not in site.static:
+        raise HTTPException(404, f"There is no file {name[:80]!r}.")
+    content, kind = site.static[name]
+    return Response(content, media_type=kind, headers={"Cache-Control": "max-age=31536000, immutable"})
+
+
+def run(row: dict, edited: Mapping[str, str] | None = None) -> dict:
+    return rerun.run_pair(row, dict(edited) if edited else None)
+
+
+def query_key(canonical_sql: str | None) -> str:
+    """What a form calls a query."""
+    return content_hash(canonical_sql)[:16]
+
+
+def _overview_lines(counted: dict) -> dict:
+    """What of the overview is put into words."""
+    problems = counted["problems"]
+    named = {"duplicates": "Repeated pairs", "gold_fallback": "Gold stands in as chosen", "same_text": "Same text on both sides",
+             "opposite": "Stand in both directions", "both_sides": "Chosen here, rejected there", "no_prompt": "Without a prompt",
+             "low_kill_score": "Weak databases", "looks_cut": "Look cut off", "logp_outliers": "Odd log-probabilities"}
+    facts = [(words, problems[name]) for name, words in named.items() if name in problems]
+    facts += [(words, counted["one_sided"].get(name, 0)) for name, words in
+              (("no_wrong_sample", "Questions with only right samples"), ("no_correct_sample", "Questions with only wrong samples"))]
+    same = {label: words for label, words in ((stored_label(choice, {"A": "chosen", "B": "rejected"}), words.replace(" A", " chosen")
+                                               .replace(" B", " rejected")) for choice, _, words in CHOICES)}
+    return {
+        "facts": facts, "said": [(same.get(label, label), count) for label, count in counted["labels"]["by_label"]],
+        "judged": [(f"{verdict}: {reason}" if reason else verdict, count) for verdict, reason, count in counted["judged"]],
+        "bin_labels": lambda edges: [f"{low:g} to {high:g}" for low, high in pairwise(edges)], "agreement": None,
+    }
+
+
+def _side(site, row: dict, letter: str, side: str, edited: Mapping[str, str] | None) -> dict:
+    """What the page shows of one side; in blind mode nothing that the executor said."""
+    hidden = ("verdict", "reason", "result_hash") if site.blind else ()
+    return {
+        "letter": letter, "key": letter.lower(), "side": "" if site.blind else side, "sql": row.get(f"{side}_sql"),
+        "text": row.get(f"{side}_text"), "typed": (edited or {}).get(side),
+        "verdict": None if site.blind else row.get(f"{side}_verdict"), "reason": None if site.blind else row.get(f"{side}_reason"),
+        "trace": None if site.blind else embeddable(row.get(f"{side}_trace")),
+        "evidence": [(name, row[f"{side}_{name}"]) for name in SIDE_EVIDENCE
+                     if name not in hidden and row.get(f"{side}_{name}") is not None],
+    }
+
+
+def _shown_results(found: dict | None, by_letter: Mapping[str, str], blind: bool) -> dict | None:
+    """Results with A and B for chosen and rejected. Blind: rows are marked that A and B do not share, and gold has no say."""
+    if found is None:
+        return None
+    databases = []
+    for database in found["databases"]:
+        tables = [{"title": "Gold", **database["tables"]["gold"]}] if database["tables"]["gold"]["status"] != "none" else []
+        for letter, side in by_letter.items():
+            title = letter if blind else f"{letter} · {side}"
+            tables.append({"title": title, **database["tables"][side]})
+        if blind:
+            *gold, a, b = tables
+            a["differs"], b["differs"] = written.rows_apart(a["rows"], b["rows"]), written.rows_apart(b["rows"], a["rows"])
+            for table in gold:
+                table["differs"] = [False] * len(table["rows"])
+            for table in tables:
+                table["missing"], table["difference"] = 0, None
+        databases.append({**database, "tables": tables, "open": False})
+    opened = next((database for database in databases if database["told_apart"]), databases[0] if databases else None)
+    if opened:
+        opened["open"] = True
+    message = found["message"]
+    if blind and message:  # "rejected makes no databases" would tell
+        message = "; ".join(part for part in message.split("; ") if "chosen" not in part and "rejected" not in part)
+    return {"databases": databases, "message": message}
+
+
+def _said(site, row: dict, annotator: str, by_letter: Mapping[str, str]) -> list[dict]:
+    """Labels and comments on a pair; in blind mode only one's own."""
+    said = [{"annotator": label.annotator, "words": label_words(label.label, by_letter), "comment": label.comment, "time": label.time}
+            for label in row["labels"].values()]
+    said += [{**comment, "words": "Comment"} for comment in row["comments"]]
+    return sorted((entry for entry in said if not site.blind or entry["annotator"] == annotator), key=lambda entry: entry["time"])
+
+
+def _note(site, request: Request, pair_id: str, annotator: str) -> dict | None:
+    """What the last deed did, as the label file has it now."""
+    after = request.query_params.get("after")
+    if after and (label := site.labels.of(after).get(annotator)):
+        return {"words": f"Saved: {label_words(label.label, letters(after, annotator, site.blind))}", "pair_id": after}
+    if "undone" in request.query_params:
+        mine = site.labels.of(pair_id).get(annotator)
+        return {"words": "Undone. " + ("Your earlier label holds again." if mine else "You have no label on this pair."), "pair_id": None}
+    return None
