@@ -9,7 +9,7 @@ from reward.compare import Denotation, compare, unmatched
 from reward.gate import gate
 from reward.judge import Judge
 from reward.queries import quoted_value_as_string, unknown_quoted_name
-from reward.sandbox import Database, DatabaseError, Outcome
+from reward.sandbox import Database, DatabaseError, Outcome, Sandbox
 from reward.schema import read_schema
 from reward.suite import Member, Suite
 
@@ -18,8 +18,12 @@ SHOWN_ROWS = 50
 _KEPT_ROWS = 1000  # a side's rows that are compared; more are counted only
 _SHOWN_CELL_CHARACTERS = 300
 _MAX_QUOTED_NAMES = 20
+# A person waits for what was typed, and it may be an attack: less is allowed than to a model's query.
+_TYPED_LIMITS = {"vm_step_budget": 4_000_000, "cpu_limit_s": 3.0, "wall_limit_s": 20.0, "row_limit": 20_000}
+_ENDLESS = ("timeout", "memory", "lost", "rows_limit")
 _lock = threading.Lock()
 _judges: dict[tuple, Judge] = {}  # at most one: its worker and the suites of the questions seen last stay open
+_typed = Sandbox(**_TYPED_LIMITS)  # starts no process before its first query
 
 
 def run_pair(pair: dict, edited: dict[str, str] | None = None) -> dict:
@@ -31,12 +35,19 @@ def run_pair(pair: dict, edited: dict[str, str] | None = None) -> dict:
     answer (for gold: not in that of chosen or rejected); `missing`: gold's rows that a side lacks; `difference`: what
     the judge calls it (columns, rows, duplicates, order), None where equal. Never raises for what a query does.
     """
-    queries = {side: (edited or {}).get(side, _sql(pair, side)) for side in SIDES}
+    own = {side: pair.get("gold_sql" if side == "gold" else f"{side}_sql") for side in SIDES}
+    queries = own | {side: text for side, text in (edited or {}).items() if side in SIDES}
     with _lock:
         try:
             judge = _judge(pair)
-            suite, message = _suite(judge, pair, queries)
-            databases = [_on_database(judge, member, queries) for member in suite.members]
+            suite, message = _suite(judge, pair, own, queries)
+            sandboxes = {side: judge.sandbox if queries[side] == own[side] else _typed for side in SIDES}
+            databases, stopped = [], {}
+            for member in suite.members:
+                outcomes = {side: stopped.get(side) or _run(sandboxes[side], member, queries[side]) for side in SIDES}
+                stopped |= {side: Outcome("not_run", message=f"not run here: {outcome.status} on {member.database.name}")
+                            for side, outcome in outcomes.items() if outcome.status in _ENDLESS}
+                databases.append(_compared(member, outcomes))
         except (OSError, RuntimeError, ValueError) as error:  # DatabaseError is a ValueError
             return {"databases": [], "message": f"the queries cannot be run: {error}", "queries": queries}
     return {"databases": databases, "message": message, "queries": queries}
@@ -65,8 +76,9 @@ def schema_of(pair: dict) -> dict:
 
 
 def close() -> None:
-    """End the worker process."""
+    """End the worker processes."""
     with _lock:
+        _typed.close()
         while _judges:
             _judges.popitem()[1].close()
 
@@ -81,10 +93,6 @@ def _judge(pair: dict) -> Judge:
             _judges.popitem()[1].close()
         _judges[key] = Judge(seed=key[0], databases=databases)
     return _judges[key]
-
-
-def _sql(pair: dict, side: str) -> str | None:
-    return pair.get("gold_sql" if side == "gold" else f"{side}_sql")
 
 
 def _database(pair: dict) -> tuple[Database | None, str | None]:
@@ -103,52 +111,52 @@ def _database(pair: dict) -> tuple[Database | None, str | None]:
     return None, f"{problem or 'the pair names no database'} and it has no schema (column `context`)"
 
 
-def _suite(judge: Judge, pair: dict, queries: dict[str, str | None]) -> tuple[Suite, str | None]:
+def _suite(judge: Judge, pair: dict, own: dict[str, str | None], queries: dict[str, str | None]) -> tuple[Suite, str | None]:
     """The question's databases; ones made for the chosen query where gold is missing or cannot be judged by."""
     database, problem = _database(pair)
     if database is None:
         return Suite("gold_bad"), problem
     messages = [problem] if problem else []
-    stored = pair.get("suite_hash")
-    for side in SIDES:
-        if not (isinstance(sql := queries[side], str) and sql.strip()):
-            if side == "gold":
-                messages.append("there is no gold query: rows are compared with the chosen query's")
+    # Typed gold makes databases of its own only after the pair's gold, under which the verdict was reached.
+    for side, sql in [("gold", own["gold"]), *queries.items()]:
+        if not (isinstance(sql, str) and sql.strip()):
             continue
         suite = judge.suite(sql, database.path, None if database.path else pair["context"])
         if suite.status == "ok":
-            if side == "gold" and stored and suite.suite_hash != stored and sql == pair.get("gold_sql"):
-                messages.append("the databases differ from those of the stored verdict (suite_hash): the data, the "
-                                "schema or the judge's settings have changed since")
+            if side != "gold":
+                messages.append(f"the databases are made for the {side} query")
+            elif sql == own["gold"] and pair.get("suite_hash") not in (None, suite.suite_hash):
+                messages.append("the databases differ from those of the stored verdict (suite_hash): the data, the schema "
+                                "or the judge's settings have changed since")
             return suite, "; ".join(messages) or None
         messages.append(f"{side} makes no databases to judge on: {suite.reason} {suite.detail}".strip())
+    if not own["gold"]:
+        messages.insert(0, "there is no gold query")
     if database.path:  # the file itself is there even when no query of the three runs on it
         empty = Member(database, Denotation(0, [], 0, 0, False))
         return Suite("ok", members=(empty,)), "; ".join(messages)
     return Suite("gold_bad"), "; ".join(messages)
 
 
-def _on_database(judge: Judge, member: Member, queries: dict[str, str | None]) -> dict:
+def _compared(member: Member, outcomes: dict[str, Outcome]) -> dict:
     """One database's tables, with the rows that differ marked."""
-    outcomes = {side: _run(judge, member, queries[side]) for side in SIDES}
     reference = "gold" if outcomes["gold"].status == "ok" else "chosen"
-    denotation = _denotation(member, outcomes[reference], queries[reference])
+    denotation = _denotation(member, outcomes[reference])
     found = {side: _difference(denotation, outcome) for side, outcome in outcomes.items()}
     tables = {}
     for side, outcome in outcomes.items():
         marks, missing = _marks(side, reference, outcomes, found)
         tables[side] = _table(outcome, marks, missing, found[side])
-    sides = [outcomes["chosen"], outcomes["rejected"]]
-    if outcomes["gold"].status == "ok" and (found["chosen"] is None) != (found["rejected"] is None):
-        told_apart = True
-    elif found["chosen"] is None and found["rejected"] is None:
-        told_apart = False
+    chosen, rejected = outcomes["chosen"], outcomes["rejected"]
+    if found["chosen"] is None or found["rejected"] is None:
+        told_apart = found["chosen"] != found["rejected"]
     else:
-        told_apart = sides[0][:2] != sides[1][:2] or any(unmatched(sides[0].rows, sides[1].rows))
+        told_apart = chosen.status != rejected.status or len(chosen.columns) != len(rejected.columns) or any(
+            unmatched(chosen.rows, rejected.rows))
     return {"name": member.database.name, "tier": member.database.tier, "told_apart": told_apart, "tables": tables}
 
 
-def _run(judge: Judge, member: Member, sql: str | None) -> Outcome:
+def _run(sandbox: Sandbox, member: Member, sql: str | None) -> Outcome:
     """What a query does on a database; texts that the gate stops never reach the worker."""
     if not isinstance(sql, str) or not sql.strip():
         return Outcome("none", message="there is no query")
@@ -157,20 +165,20 @@ def _run(judge: Judge, member: Member, sql: str | None) -> Outcome:
         return Outcome(gated.reason or "refused", message=gated.message or "")
     sql = gated.sql
     try:
-        [outcome] = judge.sandbox.run(member.database, [sql], _KEPT_ROWS)
+        [outcome] = sandbox.run(member.database, [sql], _KEPT_ROWS)
         for _ in range(_MAX_QUOTED_NAMES):
             name = unknown_quoted_name(outcome.message) if outcome.status == "sql_error" else None
             changed = quoted_value_as_string(sql, name) if name is not None else sql
             if changed == sql:
                 break
             sql = changed
-            [outcome] = judge.sandbox.run(member.database, [sql], _KEPT_ROWS)
+            [outcome] = sandbox.run(member.database, [sql], _KEPT_ROWS)
     except DatabaseError as error:
         return Outcome("sql_error", message=f"the database does not open: {error}")
     return outcome
 
 
-def _denotation(member: Member, outcome: Outcome, sql: str | None) -> Denotation | None:
+def _denotation(member: Member, outcome: Outcome) -> Denotation | None:
     """Gold's answer with its allowed orders where it is the suite's own, else the rows as a bag."""
     if outcome.status != "ok" or outcome.row_count > len(outcome.rows):
         return None
