@@ -53,10 +53,10 @@ class Site:
         self.static = {name: ((PAGES / name).read_bytes(), kind) for name, kind in STATIC.items()}
         self.environment = Environment(loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined,
                                        trim_blocks=True, lstrip_blocks=True)
-        self.environment.filters |= {"shown": written.shown, "sql": written.sql, "cell": written.cell, "label": text.label,
-                                     "percent": text.percent, "quantity": text.quantity}
+        self.environment.filters |= {"shown": written.shown, "sql": written.sql, "cell": written.cell}
         self.environment.globals |= {
             "plots": plots, "blind": blind, "choices": sides.CHOICES, "key_help": KEY_HELP, "letters": sides.letters,
+            "label": text.label, "quantity": text.quantity, "evidence_words": views.EVIDENCE_WORDS,
             "longest_shown": written.LONGEST_SHOWN,
             "version": hashlib.sha256(b"".join(content for content, _ in self.static.values())).hexdigest()[:12],
         }

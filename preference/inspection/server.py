@@ -17,7 +17,7 @@ import uvicorn
 
 from preference.inspection import rerun
 from preference.inspection.guard import is_loopback
-from preference.inspection.site import make_application
+from preference.inspection.application import make_application
 from preference.report_page.text import visible
 
 PORT = 7861

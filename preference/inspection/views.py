@@ -16,12 +16,14 @@ from preference.inspection.sides import CHOICES, label_words, letters, stored_la
 from preference.report_page.text import embeddable, visible
 from sft.artefacts import content_hash
 
-SHOWN_COLUMNS = {"verdict": "chosen_verdict", "source": "source", "kind": "kind", "strategy": "strategy"}
+SHOWN_COLUMNS = {"verdict": "chosen_verdict", "source": "source", "kind": "kind"}
 OVERVIEW_WAIT_S = 1.0
 ANSWER_WAIT_S = 1.5  # after it a pair's page comes without the results, which follow
 POLL_WAIT_S = 10.0
 EVIDENCE = ("example_id", "source", "kind", "strategy", "round", "seed", "kill_score", "gold_fallback", "weight", "margin", "database",
             "checkpoint_hash", "prompt_hash", "suite_hash", "pair_id", "person_label")
+EVIDENCE_WORDS = {"logp_sum": "Log-probability, nats", "tokens_round_trip": "Text encodes to the sampled tokens",
+                  "gold_fallback": "Gold stands in as chosen", "person_label": "People's word, as applied"}
 SIDE_EVIDENCE = ("verdict", "reason", "sample_index", "logp_sum", "tokens_round_trip", "result_hash")
 
 
@@ -149,13 +151,15 @@ def _overview_lines(counted: dict) -> dict:
     named = {"duplicates": "Repeated pairs", "gold_fallback": "Gold stands in as chosen", "same_text": "Same text on both sides",
              "opposite": "Stand in both directions", "both_sides": "Chosen here, rejected there", "no_prompt": "Without a prompt",
              "low_kill_score": "Weak databases", "looks_cut": "Look cut off", "logp_outliers": "Odd log-probabilities"}
-    facts = [(words, problems[name]) for name, words in named.items() if name in problems]
+    facts = [(words, problems.get(name, 0)) for name, words in named.items()]
     facts += [(words, counted["one_sided"].get(name, 0)) for name, words in
               (("no_wrong_sample", "Questions with only right samples"), ("no_correct_sample", "Questions with only wrong samples"))]
     same = {label: words for label, words in ((stored_label(choice, {"A": "chosen", "B": "rejected"}), words.replace(" A", " chosen")
                                                .replace(" B", " rejected")) for choice, _, words in CHOICES)}
     return {
-        "facts": facts, "said": [(same.get(label, label), count) for label, count in counted["labels"]["by_label"]],
+        "facts": [(words, count) for words, count in facts if count], "said": [(same.get(label, label), count) for label, count in counted["labels"]["by_label"]],
+        "verdicts": [(f"{side}: {verdict}", count) for side in ("chosen", "rejected")
+                     for verdict, count in counted["counts"].get(f"{side}_verdict", [])],
         "judged": [(f"{verdict}: {reason}" if reason else verdict, count) for verdict, reason, count in counted["judged"]],
         "bin_labels": lambda edges: [f"{low:g} to {high:g}" for low, high in pairwise(edges)], "agreement": None,
     }
@@ -168,10 +172,15 @@ def _side(site, row: dict, letter: str, side: str, edited: Mapping[str, str] | N
         "letter": letter, "key": letter.lower(), "side": "" if site.blind else side, "sql": row.get(f"{side}_sql"),
         "text": row.get(f"{side}_text"), "typed": (edited or {}).get(side),
         "verdict": None if site.blind else row.get(f"{side}_verdict"), "reason": None if site.blind else row.get(f"{side}_reason"),
-        "trace": None if site.blind else embeddable(row.get(f"{side}_trace")),
+        "trace": None if site.blind else _trace(row.get(f"{side}_trace")),
         "evidence": [(name, row[f"{side}_{name}"]) for name in SIDE_EVIDENCE
                      if name not in hidden and row.get(f"{side}_{name}") is not None],
     }
+
+
+def _trace(found: dict | None) -> object:
+    """What the judge noted, without what stands beside it."""
+    return embeddable({name: value for name, value in (found or {}).items() if name != "result_hash"})
 
 
 def _shown_results(found: dict | None, by_letter: Mapping[str, str], blind: bool) -> dict | None:

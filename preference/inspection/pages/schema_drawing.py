@@ -115,9 +115,13 @@ def _short(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
+def _type(column: Column) -> str:
+    return f"{_short(column.type).lower()} key".strip() if column.key else _short(column.type).lower()
+
+
 def _size(table: Table) -> tuple[float, float]:
     longest = max([len(_short(table.name)) + 1,
-                   *(len(_short(column.name)) + len(_short(column.type)) + 4 for column in table.columns)])
+                   *(len(_short(column.name)) + len(_type(column)) + 4 for column in table.columns)])
     return max(110.0, longest * _CHARACTER + 2 * _PAD), _HEAD + _ROW * len(table.columns) + 6
 
 
@@ -189,6 +193,6 @@ def _box(box: Box, used: set[str]) -> Markup:
             parts.append(Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="2.5"/>').format(box.x + 6.5, y - 4))
         parts.append(Markup('<text class="column{}" x="{:.1f}" y="{:.1f}">{}</text>').format(
             " used" if is_used else "", box.x + _PAD + 4, y, _short(column.name)))
-        parts.append(Markup('<text class="type" x="{:.1f}" y="{:.1f}" text-anchor="end">{}{}</text>').format(
-            box.x + box.width - _PAD, y, _short(column.type).lower(), " key" if column.key else ""))
+        parts.append(Markup('<text class="type" x="{:.1f}" y="{:.1f}" text-anchor="end">{}</text>').format(
+            box.x + box.width - _PAD, y, _type(column)))
     return Markup("").join([*parts, Markup("</g>")])

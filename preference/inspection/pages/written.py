@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 
 from markupsafe import Markup, escape
 
+from preference.inspection.differences import marked
 from preference.report_page.text import visible
 from reward.tokens import Token, tokenize
 
 LONGEST_SHOWN = 4_000  # characters of one text on a page; the whole text has an address of its own
-LONGEST_COMPARED = 500  # tokens of a query whose differences are looked for
 LONGEST_ONE_LINE = 56  # characters of a query that is shown without line breaks of ours
 
 _HIDDEN = re.compile(r"⟨U\+[0-9A-F]{4,6}⟩")
@@ -43,16 +42,17 @@ def sql(text: str, other: str | None = None, limit: int = LONGEST_SHOWN) -> Mark
     """
     kept = text[:limit]
     tokens = tokenize(kept)
-    marked = set() if other is None else differing(tokens, tokenize(other[:limit]))
+    parts = [] if other is None else [part for part in marked(kept, other[:limit])[0] if part.kind != "space"]
+    apart = {index for index, part in enumerate(parts) if part.differs}
     broken = len(kept) > LONGEST_ONE_LINE and "\n" not in kept
     pieces, position = [], 0
     for index, token in enumerate(tokens):
         between = inert(kept[position : token.start])
         if broken and index and token.depth == 0 and _starts_line(tokens, index):
             between = Markup("\n")
-        if index in marked:
+        if index in apart:
             # One mark spans neighbouring tokens, so that a phrase reads as one difference.
-            if index - 1 in marked and between != "\n":
+            if index - 1 in apart and between != "\n":
                 pieces[-1] = pieces[-1].removesuffix(Markup("</mark>"))
                 pieces += [between, _token(token), Markup("</mark>")]
             else:
@@ -69,16 +69,6 @@ def cell(value: object) -> Markup:
     return shown(value if isinstance(value, str) else repr(value), 400)
 
 
-def differing(tokens: list[Token], others: list[Token]) -> set[int]:
-    """Positions of the tokens that a longest common run with `others` leaves over; none where a query is very long."""
-    if max(len(tokens), len(others)) > LONGEST_COMPARED:
-        return set()
-    matcher = difflib.SequenceMatcher(None, [_comparable(token) for token in tokens],
-                                      [_comparable(token) for token in others], autojunk=False)
-    return {index for kind, start, end, _, _ in matcher.get_opcodes() if kind in ("replace", "delete")
-            for index in range(start, end) if tokens[index].text != ";"}
-
-
 def rows_apart(rows: list, others: list) -> list[bool]:
     """For each row whether `others` lacks it; a row that stands twice here and once there differs once."""
     left = Counter(map(repr, others))
@@ -87,13 +77,6 @@ def rows_apart(rows: list, others: list) -> list[bool]:
         apart.append(left[row] == 0)
         left[row] -= left[row] > 0
     return apart
-
-
-def _comparable(token: Token) -> str:
-    """What two tokens must share to count as one: quotes and the case of names do not matter."""
-    if token.kind in ("string", "double", "name"):
-        return token.text[1:-1]
-    return token.text.lower()
 
 
 def _starts_line(tokens: list[Token], index: int) -> bool:
