@@ -53,7 +53,7 @@ class Site:
         self.static = {name: ((PAGES / name).read_bytes(), kind) for name, kind in STATIC.items()}
         self.environment = Environment(loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined,
                                        trim_blocks=True, lstrip_blocks=True)
-        self.environment.filters |= {"shown": written.shown, "sql": written.sql, "cell": written.cell}
+        self.environment.filters |= {"shown": written.shown, "sql": written.sql, "cell": written.cell, "plain": written.plain}
         self.environment.globals |= {
             "plots": plots, "blind": blind, "choices": sides.CHOICES, "key_help": KEY_HELP, "letters": sides.letters,
             "label": text.label, "quantity": text.quantity, "evidence_words": views.EVIDENCE_WORDS,

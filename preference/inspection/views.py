@@ -24,6 +24,7 @@ EVIDENCE = ("example_id", "source", "kind", "strategy", "round", "seed", "kill_s
             "checkpoint_hash", "prompt_hash", "suite_hash", "pair_id", "person_label")
 EVIDENCE_WORDS = {"logp_sum": "Log-probability, nats", "tokens_round_trip": "Text encodes to the sampled tokens",
                   "gold_fallback": "Gold stands in as chosen", "person_label": "People's word, as applied"}
+TELLING = ("person_label", "gold_fallback")  # which side was chosen
 SIDE_EVIDENCE = ("verdict", "reason", "sample_index", "logp_sum", "tokens_round_trip", "result_hash")
 
 
@@ -71,7 +72,7 @@ def pair_page(site, request: Request, row: dict, edited: Mapping[str, str] | Non
         upcoming = store.pair(following)  # ready when the person gets there
         site.in_background(("pair", following), lambda: run(upcoming), 0)
     question = store.question(row["example_id"]) if row.get("example_id") is not None else None
-    tables = schema_drawing.read_tables(row.get("context"))
+    tables = schema_drawing.read_tables(row.get("context")) or schema_drawing.described(found["schema"] if found else [])
     queries = [side for side in ("gold_sql", "chosen_sql", "rejected_sql") if row.get(side)]
     return site.page(
         request, "pair.jinja", here="list", list_query=selection.query(), selection=selection, pair=row, pair_id=row["pair_id"],
@@ -80,7 +81,7 @@ def pair_page(site, request: Request, row: dict, edited: Mapping[str, str] | Non
         found=_shown_results(found, by_letter, site.blind), edited=edited is not None, previous=previous, following=following,
         schema=schema_drawing.draw(tables, schema_drawing.mentioned(*(row[name] for name in queries))) if tables else None,
         candidates=question["queries"] if question else [], evidence=[(name, row[name]) for name in EVIDENCE if row.get(name) is not None
-                                                    and not (site.blind and name == "person_label")],
+                                                    and not (site.blind and name in TELLING)],
         mine=row["labels"].get(annotator), stored={choice: stored_label(choice, by_letter) for choice, _, _ in CHOICES},
         said=_said(site, row, annotator, by_letter), note=_note(site, request, row["pair_id"], annotator),
     )
@@ -105,7 +106,7 @@ def question(site, request: Request) -> Response:
     example, ranks = found["example"] or {}, found["rankings"].get(annotator, {})
     candidates = [{**query, "number": number, "key": query_key(query["canonical_sql"]), "rank": ranks.get(query["canonical_sql"])}
                   for number, query in enumerate(found["queries"], start=1)]
-    candidates.sort(key=lambda candidate: (candidate["rank"] or len(candidates) + 1, candidate["number"]))
+    candidates.sort(key=lambda candidate: (candidate["rank"] or float("inf"), candidate["number"]))
     tables = schema_drawing.read_tables(example.get("context"))
     used = schema_drawing.mentioned(example.get("gold_sql"), *(query["sql"] for query in found["queries"]))
     return site.page(request, "question.jinja", here="list", example_id=example_id, question=example, candidates=candidates,
@@ -137,7 +138,9 @@ def static(site, request: Request) -> Response:
 
 
 def run(row: dict, edited: Mapping[str, str] | None = None) -> dict:
-    return rerun.run_pair(row, dict(edited) if edited else None)
+    """The results on every database, and the schema of the database itself where the pair has none as text."""
+    found = rerun.run_pair(row, dict(edited) if edited else None)
+    return found | {"schema": [] if row.get("context") else rerun.schema_of(row)["tables"]}
 
 
 def query_key(canonical_sql: str | None) -> str:

@@ -60,6 +60,12 @@ def read_tables(context: str | None) -> list[Table]:
     return tables[:MOST_TABLES]
 
 
+def described(tables: list[dict]) -> list[Table]:
+    """The tables that `rerun.schema_of` found in a database."""
+    return [Table(table["name"], [Column(column["name"], column["type"] or "", column["key"]) for column in table["columns"]][:MOST_COLUMNS],
+                  table["links"]) for table in tables[:MOST_TABLES]]
+
+
 def mentioned(*queries: str | None) -> set[str]:
     """Lower-cased names that queries hold, to set those columns and tables off in the drawing."""
     return {unquote(token).lower() for query in queries if query for token in tokenize(query[:LONGEST_SCHEMA])
@@ -135,6 +141,9 @@ def _place(tables: list[Table]) -> list[Box]:
     for _ in range(min(len(linked), 6)):  # longest path from a table that refers to none; a circle stops growing at 6
         for name in linked:
             depth[name] = min(6, max((depth[other] + 1 for other in targets[name]), default=0))
+    for name in sorted(linked, key=depth.get, reverse=True):  # as near as it can be to those that refer to it
+        referring = [depth[other] for other in linked if name in targets[other]]
+        depth[name] = max(depth[name], min(referring, default=0) - 1)
     boxes, x, bottom = [], 1.0, 0.0
     for level in sorted(set(depth.values())):
         members = [table for table in tables if depth.get(table.name.lower()) == level]

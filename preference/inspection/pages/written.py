@@ -34,6 +34,11 @@ def shown(value: object, limit: int = LONGEST_SHOWN) -> Markup:
     return Markup("<bdi>{}</bdi>{}").format(inert(text[:limit]), _cut(len(text) - limit))
 
 
+def plain(text: str, limit: int) -> str:
+    """Text for where HTML takes no markup, such as a title."""
+    return visible(text[:limit])
+
+
 def sql(text: str, other: str | None = None, limit: int = LONGEST_SHOWN) -> Markup:
     """A query as inert HTML with its keywords set off; what `other` does not have stands in <mark>.
 
