@@ -15,7 +15,8 @@ FILTERS = (*EITHER_SIDE, "source", "strategy", "example_id", "kind", "labelled",
 LABELLED = "(person_label IS NOT NULL OR pair_id IN (SELECT pair_id FROM people))"
 _LONGER = "greatest(coalesce(chosen_length, 0), coalesce(rejected_length, 0))"
 _NUMBERS = {"round": "round = ?", "min_length": f"{_LONGER} >= ?", "max_length": f"{_LONGER} <= ?"}
-_SEARCHED = ("question", "chosen_sql", "rejected_sql", "pair_id", "example_id")
+_SEARCHED = ("question", "chosen_sql", "rejected_sql")
+_IDS = ("pair_id", "example_id")
 _LONGEST_SEARCH = 500
 
 
@@ -63,15 +64,17 @@ def search_words(search: str) -> list[str]:
 
 
 def search_condition(words: list[str]) -> tuple[str, list]:
-    """A condition that every word occurs somewhere in a row, whatever its case."""
-    each = f"({' OR '.join(f'{column} ILIKE ? ESCAPE chr(1)' for column in _SEARCHED)})"
-    patterns = [f"%{_escaped(word)}%" for word in words for _ in _SEARCHED]
-    return " AND ".join([each] * len(words)) or "true", patterns
-
-
-def _escaped(word: str) -> str:
-    word = word.encode("utf-8", "replace").decode("utf-8")  # lone surrogates
-    return "".join("\x01" + character if character in "%_\x01" else character for character in word)
+    """A condition that every word occurs in a row's texts, whatever its case, or begins one of its ids."""
+    conditions, values = [], []
+    for word in words:
+        word = word.encode("utf-8", "replace").decode("utf-8")  # lone surrogates
+        if escaped := any(character in "%_\x01" for character in word):
+            word = "".join("\x01" + character if character in "%_\x01" else character for character in word)
+        like = "ILIKE ?" + (" ESCAPE chr(1)" if escaped else "")
+        conditions.append("(" + " OR ".join([f"{name} {like}" for name in _SEARCHED] + [f"starts_with({name}, ?)" for name in _IDS])
+                          + ")")
+        values += [f"%{word}%"] * len(_SEARCHED) + [word] * len(_IDS)
+    return " AND ".join(conditions), values
 
 
 def order(sort: str, descending: bool) -> str:

@@ -20,10 +20,11 @@ TABLE = """CREATE TABLE store.pairs (
   source VARCHAR, strategy VARCHAR, kind VARCHAR, round INTEGER, question_length INTEGER, chosen_length INTEGER,
   rejected_length INTEGER, length_difference INTEGER, chosen_logp DOUBLE, rejected_logp DOUBLE, kill_score DOUBLE,
   gold_fallback BOOLEAN, person_label VARCHAR, chosen_sample INTEGER, same_text BOOLEAN, no_prompt BOOLEAN,
-  looks_cut BOOLEAN, content UBIGINT, reversed UBIGINT)"""
-# What a query that was cut off in mid-sentence ends with.
-_CUT = r"(,|\(|=|<|>|\.|\b(select|from|where|and|or|not|by|on|join|in|as|having|limit|between|like|set|case|when|then|else))$"
+  looks_cut BOOLEAN, chosen_hash UBIGINT, rejected_hash UBIGINT)"""
+# What a query ends with that was cut off in mid-sentence.
+_CUT_ENDS = (",", "(", "=", *(f" {word}" for word in ("SELECT", "FROM", "WHERE", "AND", "OR", "BY", "ON", "JOIN", "IN")))
 KIND_SEPARATOR = "\x1f"
+_WHITE_SPACE = "' ' || chr(9) || chr(10) || chr(13) || chr(160)"
 
 
 def open_index(connection: duckdb.DuckDBPyConnection, files, columns: list[dict[str, str]]) -> list:
@@ -74,6 +75,8 @@ def _make(path: Path, files, columns: list[dict[str, str]]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with connect() as connection:
+            # Finding the smallest form of each column would take longer than writing them.
+            connection.execute("SET force_compression = 'uncompressed'")
             connection.execute(f"ATTACH {literal(str(temporary))} AS store")
             _fill(connection, files, columns)
             connection.execute("DETACH store")
@@ -102,9 +105,10 @@ def _fill(connection: duckdb.DuckDBPyConnection, files, columns: list[dict[str, 
 def side_text(types: dict[str, str], side: str) -> str:
     """SQL for the text of one side: its query, else what its last message says."""
     said = message_text(types, side)
-    if f"{side}_sql" in types:
-        return f"coalesce(CAST({side}_sql AS VARCHAR), {said})" if side in types else f"CAST({side}_sql AS VARCHAR)"
-    return said
+    if f"{side}_sql" not in types:
+        return said
+    own = message_text(types, f"{side}_sql")
+    return f"coalesce({own}, {said})" if side in types else own
 
 
 def message_text(types: dict[str, str], column: str, place: int = -1) -> str:
@@ -114,7 +118,7 @@ def message_text(types: dict[str, str], column: str, place: int = -1) -> str:
         return "NULL"
     if kind.endswith("[]") and "content" in kind:
         return f"CAST({column}[{place}].content AS VARCHAR)"
-    return f"CAST({column} AS VARCHAR)"
+    return column if kind == "VARCHAR" else f"CAST({column} AS VARCHAR)"
 
 
 def prompt_text(types: dict[str, str]) -> str:
@@ -137,13 +141,13 @@ def identifier(types: dict[str, str]) -> str:
 
 def _pairs_query(path: Path, types: dict[str, str], number: int, offset: int) -> str:
     def column(name: str, kind: str = "VARCHAR") -> str:
+        if types.get(name) == kind:
+            return name
         return f"TRY_CAST({name} AS {kind})" if name in types else f"CAST(NULL AS {kind})"
 
     kinds = types.get("kind", "")
     question = f"coalesce({column('question')}, {prompt_text(types)})" if "question" in types else prompt_text(types)
-    asked = [f"trim(coalesce({question}, '')) = ''"]
-    if "prompt" in types:
-        asked.append(f"coalesce(trim({message_text(types, 'prompt')}), '') = ''")
+    asked = [blank(question)] + ([blank(message_text(types, "prompt"))] if "prompt" in types else [])
     return f"""
       WITH texts AS (
         SELECT file_row_number AS file_row, {identifier(types)} AS pair_id, {column('example_id')} AS example_id,
@@ -161,10 +165,20 @@ def _pairs_query(path: Path, types: dict[str, str], number: int, offset: int) ->
         {_cut('rejected_sql')}, chosen_verdict, chosen_reason, rejected_verdict, rejected_reason, source, strategy, kind,
         round, length(question), length(chosen_sql), length(rejected_sql), length(chosen_sql) - length(rejected_sql),
         chosen_logp, rejected_logp, kill_score, gold_fallback, person_label, chosen_sample, chosen_sql = rejected_sql,
-        no_prompt, regexp_matches(lower(right(rtrim(chosen_sql, ' ;' || chr(10)), 12)), {literal(_CUT)}),
-        hash(coalesce(example_id, question), chosen_sql, rejected_sql),
-        hash(coalesce(example_id, question), rejected_sql, chosen_sql)
-      FROM texts"""
+        no_prompt, {_looks_cut('chosen_sql')},
+        hash(asked, hash(chosen_sql)), hash(asked, hash(rejected_sql))
+      FROM (SELECT *, hash({'coalesce(example_id, question)' if 'example_id' in types else 'question'}) AS asked FROM texts)"""
+
+
+def blank(text: str) -> str:
+    """SQL for whether a text is missing or only white space; longer ones are not looked through, which would take seconds."""
+    return f"CASE WHEN strlen({text}) > 16 THEN false ELSE coalesce(trim({text}, {_WHITE_SPACE}) = '', true) END"
+
+
+def _looks_cut(name: str) -> str:
+    """SQL for whether a query ends with a word or sign after which more must come."""
+    ends = dict.fromkeys(end for end in _CUT_ENDS for end in (end, end.lower()))
+    return "(" + " OR ".join(f"ends_with({name}, {literal(end)})" for end in ends) + ")"
 
 
 def _cut(name: str) -> str:
@@ -198,7 +212,7 @@ def _candidates_query(connection, files, path: Path, types: dict[str, str], numb
         c.example_id, {_cut('a.question')}, {_cut(sql)}, NULL, j.verdict, j.reason, NULL, NULL, a.source, NULL, a.kind,
         {column('round', 'INTEGER')}, length(a.question), length({sql}), NULL, NULL, {column('logp_sum', 'DOUBLE')}, NULL,
         j.kill_score, NULL, NULL, {column('sample_index', 'INTEGER')}, false, false,
-        NOT coalesce({column('ended_with_eos', 'BOOLEAN')}, true), hash(c.example_id, {sql}), 0
+        NOT coalesce({column('ended_with_eos', 'BOOLEAN')}, true), hash(hash(c.example_id), hash({sql})), NULL
       FROM {parquet(path)} c
       LEFT JOIN (SELECT DISTINCT ON (example_id) * FROM asked) a ON a.example_id = c.example_id
       LEFT JOIN judged j ON j.example_id = c.example_id AND j.sql IS NOT DISTINCT FROM {sql}

@@ -8,6 +8,7 @@ import duckdb
 
 from preference.inspection.contents import kinds
 from preference.inspection.files import first_line, parquet
+from preference.inspection.index import blank
 
 if TYPE_CHECKING:
     from preference.inspection.store import Store
@@ -71,21 +72,19 @@ def _side_counts(store: Store, files: list, columns: tuple[str, ...]) -> list[tu
 def _measures(store: Store) -> dict:
     """Lengths and counts of problems, in one pass over the index and a few more over its hashes."""
     [row] = store.rows(f"""
-      SELECT count(DISTINCT coalesce(example_id, question)) AS questions,
-        avg(chosen_length) AS chosen_mean, avg(rejected_length) AS rejected_mean,
+      SELECT avg(chosen_length) AS chosen_mean, avg(rejected_length) AS rejected_mean,
         approx_quantile(chosen_length, 0.5) AS chosen_median, approx_quantile(rejected_length, 0.5) AS rejected_median,
         max(chosen_length) AS chosen_longest, max(rejected_length) AS rejected_longest,
         count(*) FILTER (length_difference > 0) AS chosen_longer, count(*) FILTER (length_difference < 0) AS rejected_longer,
         count(*) FILTER (same_text) AS same_text, count(*) FILTER (no_prompt) AS no_prompt,
         count(*) FILTER (looks_cut) AS looks_cut, count(*) FILTER (gold_fallback) AS gold_fallback,
         count(*) FILTER (kill_score < {LOW_KILL_SCORE}) AS low_kill_score,
-        count(*) FILTER (chosen_sql IS NULL OR trim(chosen_sql) = '') AS empty_chosen,
-        count(*) FILTER (rejected_sql IS NULL OR trim(rejected_sql) = '') AS empty_rejected,
+        count(*) FILTER ({blank('chosen_sql')}) AS empty_chosen, count(*) FILTER ({blank('rejected_sql')}) AS empty_rejected,
         count(*) FILTER ((chosen_verdict <> 'correct' OR rejected_verdict <> 'wrong') AND person_label IS NULL) AS odd_verdict
       FROM store.pairs""")
     problems = {name: row[name] for name in ("same_text", "no_prompt", "looks_cut", "gold_fallback", "low_kill_score",
                                              "empty_chosen", "empty_rejected", "odd_verdict")}
-    [most] = store.rows("SELECT coalesce(max(n), 0) AS n, arg_max(asked, n) AS asked FROM (SELECT coalesce(example_id, "
+    [most] = store.rows("SELECT count(*) AS questions, coalesce(max(n), 0) AS n, arg_max(asked, n) AS asked FROM (SELECT coalesce(example_id, "
                         "question) AS asked, count(*) AS n FROM store.pairs GROUP BY 1)")
     problems["most_of_a_question"], problems["duplicates"] = most["n"], _repeated(store)
     if store.kind == "candidates":
@@ -93,20 +92,20 @@ def _measures(store: Store) -> dict:
             problems[name] = 0
     else:
         # A text that wins in one pair and loses against the same other text in another teaches nothing.
-        [flips] = store.rows("SELECT count(*) AS n FROM store.pairs WHERE NOT same_text AND content IN (SELECT reversed FROM "
-                             "store.pairs WHERE NOT same_text)")
-        [both] = store.rows("""SELECT count(*) AS n FROM store.pairs WHERE hash(coalesce(example_id, question), chosen_sql) IN (
-          SELECT hash(coalesce(example_id, question), rejected_sql) FROM store.pairs) AND NOT same_text""")
+        [flips] = store.rows("SELECT count(*) AS n FROM store.pairs WHERE NOT same_text AND hash(chosen_hash, rejected_hash) IN "
+                             "(SELECT hash(rejected_hash, chosen_hash) FROM store.pairs WHERE NOT same_text)")
+        [both] = store.rows("SELECT count(*) AS n FROM store.pairs WHERE NOT same_text AND chosen_hash IN (SELECT rejected_hash "
+                            "FROM store.pairs WHERE NOT same_text)")
         problems |= {"opposite": flips["n"], "both_sides": max(0, both["n"] - flips["n"]), "unfinished": _unfinished(store)}
     problems["logp_outliers"] = _outliers(store)
     length = {name: row[name] for name in ("chosen_mean", "rejected_mean", "chosen_median", "rejected_median",
                                            "chosen_longest", "rejected_longest", "chosen_longer", "rejected_longer")}
-    return {"questions": row["questions"], "most_pairs_question": most["asked"], "length": length, "problems": problems}
+    return {"questions": most["questions"], "most_pairs_question": most["asked"], "length": length, "problems": problems}
 
 
 def _repeated(store: Store) -> int:
     """Rows whose question and texts stood in an earlier row already."""
-    [row] = store.rows("SELECT count(*) - count(DISTINCT content) AS n FROM store.pairs")
+    [row] = store.rows("SELECT count(*) - count(DISTINCT hash(chosen_hash, rejected_hash)) AS n FROM store.pairs")
     return row["n"]
 
 
