@@ -48,7 +48,7 @@ class Site:
         self._labels_seen: tuple = ((), {})
         self._lock = Lock()
         self.labels = LabelFile(self._store.labels_path)
-        self._queries = ThreadPoolExecutor(1, thread_name_prefix="queries")
+        self._queries = ThreadPoolExecutor(2, thread_name_prefix="queries")  # the overview and a pair
         self._answers: OrderedDict[tuple, Future] = OrderedDict()
         self.static = {name: ((PAGES / name).read_bytes(), kind) for name, kind in STATIC.items()}
         self.environment = Environment(loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined,
