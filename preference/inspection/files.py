@@ -18,7 +18,7 @@ _NEEDED = "Needed are the columns chosen and rejected (TRL's preference format),
 
 @dataclass
 class Files:
-    """`main`: the Parquet files of pairs or candidates; `run`: the run's folder, None outside of one; `labels`: where
+    """`main`: the Parquet files of pairs or candidates, `original`: what those are copies of where they were converted; `run`: the run's folder, None outside of one; `labels`: where
     people's words are kept. The others are files of a run that are there.
     """
 
@@ -27,6 +27,7 @@ class Files:
     kind: str
     run: Path | None
     labels: Path
+    original: list[Path] = field(default_factory=list)
     candidates: list[Path] = field(default_factory=list)
     verdicts: list[Path] = field(default_factory=list)
     dropped: list[Path] = field(default_factory=list)

@@ -65,6 +65,7 @@ def open_store(path: Path) -> Store:
             continue
         files.kind = kind
         readable.append(copy)
+        files.original.append(file)
         columns.append(types)
     if not readable:
         raise ValueError("\n".join(problems[:5]))

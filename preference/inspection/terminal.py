@@ -10,6 +10,7 @@ from preference.report_page.text import visible
 
 LONGEST_TEXT = 4_000
 LONGEST_CELL = 60
+_SHOWN_COLUMNS = 8
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 _COLUMNS = "▁▂▃▄▅▆▇█"
 _TOKEN_STYLES = {"word": "bold", "string": "green", "blob": "green", "number": "cyan"}
@@ -46,18 +47,24 @@ def columns(counts: list[int]) -> str:
     return "".join(_COLUMNS[min(7, (8 * count - 1) // most)] if count else " " for count in counts)
 
 
-def queries(left: str, right: str) -> tuple[Text, Text]:
-    """Both queries with their differing tokens on a ground of their own."""
+def queries(left: str, right: str, coloured: bool) -> tuple[Text, Text]:
+    """Both queries with their differing tokens on a ground of their own, or in ⟦brackets⟧ where there are no colours."""
     sides = marked(left[:LONGEST_TEXT], right[:LONGEST_TEXT])
-    return tuple(_query(parts, "on dark_green" if index == 0 else "on dark_red", len(text))
-                 for index, (parts, text) in enumerate(zip(sides, (left, right), strict=True)))
+    return tuple(_query(parts, ground if coloured else "", len(text))
+                 for parts, ground, text in zip(sides, ("on dark_green", "on dark_red"), (left, right), strict=True))
 
 
 def _query(parts: list[Part], ground: str, length: int) -> Text:
     text = Text()
+    inside = False
     for part in parts:
+        if part.differs != inside and not ground:
+            text.append("⟦" if part.differs else "⟧")
+        inside = part.differs
         style = _TOKEN_STYLES.get(part.kind, "")
-        text.append(visible(part.text).replace("\t", "    "), style=f"{style} {ground} underline" if part.differs else style)
+        text.append(visible(part.text).replace("\t", "    "), style=f"{style} {ground}" if part.differs else style)
+    if inside and not ground:
+        text.append("⟧")
     if length > LONGEST_TEXT:
         text.append(f" … ({length - LONGEST_TEXT:,} more characters)", style="dim")
     return text
@@ -68,16 +75,17 @@ def result_table(title: str, found: dict, rows: int = 12) -> Table:
     heading = Text(title, style="bold").append_text(Text(f"  {_told(found)}", style="dim"))
     table = Table(title=heading, title_justify="left", show_lines=False, pad_edge=False, expand=False)
     table.add_column("", width=1)
-    for name in found["columns"][:8]:
+    for name in found["columns"][:_SHOWN_COLUMNS]:
         table.add_column(one_line(name, 30), overflow="fold", max_width=40)
     order = sorted(range(len(found["rows"])), key=lambda index: (not found["differs"][index], index))[:rows]
     for index in sorted(order):
         differs = found["differs"][index]
-        table.add_row("≠" if differs else "", *(one_line(cell) for cell in found["rows"][index][:8]),
+        table.add_row("≠" if differs else "", *(one_line(cell) for cell in found["rows"][index][:_SHOWN_COLUMNS]),
                       style="bold red" if differs else "")
     left_out = found["row_count"] - len(order)
-    if found["status"] == "ok" and left_out > 0:
-        table.caption = f"{left_out:,} more rows"
+    notes = ([f"{left_out:,} more rows"] if found["status"] == "ok" and left_out > 0 else []) + (
+        [f"{len(found['columns']) - _SHOWN_COLUMNS:,} more columns"] if len(found["columns"]) > _SHOWN_COLUMNS else [])
+    table.caption = ", ".join(notes) or None
     return table
 
 
