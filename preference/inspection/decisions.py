@@ -78,10 +78,15 @@ def revise(pairs: dict[int, dict], labels: dict[str, dict[str, Label]], rankings
     Applying a revision and revising again changes nothing.
     """
     revision = Revision()
+    of_question: dict[str, dict[int, dict]] = defaultdict(dict)
     used: set[tuple[str, str]] = set()
     about: dict[str, tuple[str, tuple[str, ...]]] = {}
     for number, pair in pairs.items():
-        held = labels_for(pair, labels.get(pair["pair_id"], {}))
+        if pair.get("example_id") is not None:
+            of_question[pair["example_id"]][number] = pair
+        if pair["pair_id"] not in labels:
+            continue
+        held = labels_for(pair, labels[pair["pair_id"]])
         used |= {(pair["pair_id"], annotator) for annotator in held}
         word, conflict = majority(label.label for label in held.values())
         if conflict:
@@ -95,13 +100,13 @@ def revise(pairs: dict[int, dict], labels: dict[str, dict[str, Label]], rankings
             about.setdefault(pair["example_id"], (word, annotators))
     revision.refused = [label for pair_id, held in labels.items() for annotator, label in held.items()
                         if (pair_id, annotator) not in used and label.label != "skip"]
-    for number, pair in pairs.items():
-        if pair.get("example_id") in about and number not in revision.actions:
-            revision.actions[number] = Action("drop", None, about[pair["example_id"]][1])
+    for example_id, (_, annotators) in about.items():
+        for number in of_question[example_id].keys() - revision.actions.keys():
+            revision.actions[number] = Action("drop", None, annotators)
     revision.quarantined = {example_id: names for example_id, (word, names) in about.items() if word == "gold_wrong"}
     for example_id in rankings:
         if example_id not in about:
-            _add_ranked(revision, pairs, example_id, rankings[example_id], queries_of, prompt_of)
+            _add_ranked(revision, of_question[example_id], example_id, rankings[example_id], queries_of, prompt_of)
     return revision
 
 
@@ -119,14 +124,13 @@ def _add_ranked(revision: Revision, pairs: dict[int, dict], example_id: str, ord
     prompt, further = prompt_of(example_id)
     kept: dict[str, int] = {}
     for number, pair in pairs.items():
-        if pair.get("example_id") == example_id and revision.actions.get(number, _KEEP).what != "drop":
+        if revision.actions.get(number, _KEEP).what != "drop":
             if pair.get("source") == HUMAN:
                 revision.actions[number] = Action("drop", None)  # made anew below, in the order that holds now
                 continue
             hashes = hashes_of(pair)
             kept[hashes[revision.actions.get(number, _KEEP).what == "exchange"]] = number
-    again = {hashes_of(pair)[0]: number for number, pair in pairs.items()
-             if pair.get("example_id") == example_id and pair.get("source") == HUMAN}
+    again = {hashes_of(pair)[0]: number for number, pair in pairs.items() if pair.get("source") == HUMAN}
     for (left, right), balance in sorted(votes.items()):
         if not balance:
             continue
@@ -178,16 +182,9 @@ def overturned(pairs: Iterable[dict], labels: dict[str, dict[str, Label]]) -> tu
     """(pairs of which people prefer the side that the executor rejected, pairs of which they prefer either side)."""
     turned = decided = 0
     for pair in pairs:
-        if held := labels_for(pair, labels.get(pair["pair_id"], {})):
+        if pair["pair_id"] in labels:
+            held = labels_for(pair, labels[pair["pair_id"]])
             word, _ = majority(on_the_executors_pair(pair, label.label) for label in held.values())
             turned += word == "prefer_rejected"
             decided += word in EXCHANGED
     return turned, decided
-
-
-def by_question(pairs: Iterable[dict]) -> dict[str, list[dict]]:
-    """Pairs by example_id."""
-    found = defaultdict(list)
-    for pair in pairs:
-        found[pair.get("example_id")].append(pair)
-    return found

@@ -134,6 +134,40 @@ def kind_of(columns: dict[str, str], path: Path) -> str:
                      "candidates.parquet or a TRL preference dataset.")
 
 
+def read_columns(connection: duckdb.DuckDBPyConnection, files: Files, folder: Path | None) -> list[dict[str, str]]:
+    """Column names and types of each main file; settles `main`, `original` and `kind`, and warns of what cannot be read.
+
+    folder: where files that are no Parquet are copied to as Parquet. Raises ValueError where no main file can be read.
+    """
+    named, files.main = files.main, []
+    columns, problems = [], []
+    for file in named:
+        try:
+            copy = as_parquet(file, folder) if folder else file
+            types = columns_of(connection, copy)
+            kind = kind_of(types, file)
+            if files.kind not in ("", kind):
+                raise ValueError(f"{file} holds {kind}, the others {files.kind}. Allowed is one kind. Name one of them.")
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        files.kind = kind
+        files.main.append(copy)
+        files.original.append(file)
+        columns.append(types)
+    if not columns:
+        raise ValueError("\n".join(problems[:5]))
+    for beside in (files.candidates, files.verdicts, files.dropped, files.examples):
+        for file in list(beside):
+            try:
+                columns_of(connection, file)
+            except ValueError as error:
+                beside.remove(file)
+                problems.append(str(error))
+    files.warnings += problems
+    return columns
+
+
 def as_parquet(path: Path, folder: Path) -> Path:
     """A file itself where it is Parquet, else a copy as Parquet in `folder`."""
     if path.suffix not in _CONVERTED:

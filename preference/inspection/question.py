@@ -50,7 +50,7 @@ def read_question(store: Store, example_id: str) -> dict:
     except ValueError as error:
         rankings = {}
         warnings.append(str(error))
-    return {"example": example, "queries": _queries(samples, verdicts), "pairs": pairs, "rankings": rankings,
+    return {"example": example, "queries": distinct_queries(samples, verdicts), "pairs": pairs, "rankings": rankings,
             "warnings": warnings}
 
 
@@ -83,7 +83,7 @@ def _sides(pairs: list[dict]) -> tuple[list[dict], dict]:
     return list(samples.values()), verdicts
 
 
-def _queries(samples: list[dict], verdicts: dict) -> list[dict]:
+def distinct_queries(samples: list[dict], verdicts: dict) -> list[dict]:
     """Distinct queries of samples, by the canonical form that verdicts are kept under."""
     from preference.pairs import verdict_key
 

@@ -23,14 +23,12 @@ from preference.inspection.conditions import (
 )
 from preference.inspection.files import (
     Files,
-    as_parquet,
-    columns_of,
     connect,
     find_files,
     first_line,
     judge_settings,
-    kind_of,
     parquet,
+    read_columns,
 )
 from preference.inspection.index import open_index, prompt_text, side_text
 from preference.inspection.labels import LabelFile
@@ -52,32 +50,7 @@ def open_store(path: Path) -> Store:
     if any(file.suffix != ".parquet" for file in files.main):
         keep.append(tempfile.TemporaryDirectory(prefix="inspect-preferences-"))
     connection = connect()
-    readable, columns, problems = [], [], []
-    for file in files.main:
-        try:
-            copy = as_parquet(file, Path(keep[0].name)) if keep else file
-            types = columns_of(connection, copy)
-            kind = kind_of(types, file)
-            if files.kind not in ("", kind):
-                raise ValueError(f"{file} holds {kind}, the others {files.kind}. Allowed is one kind. Name one of them.")
-        except ValueError as error:
-            problems.append(str(error))
-            continue
-        files.kind = kind
-        readable.append(copy)
-        files.original.append(file)
-        columns.append(types)
-    if not readable:
-        raise ValueError("\n".join(problems[:5]))
-    files.main = readable
-    for name in ("candidates", "verdicts", "dropped", "examples"):
-        for file in list(getattr(files, name)):
-            try:
-                columns_of(connection, file)
-            except ValueError as error:
-                getattr(files, name).remove(file)
-                problems.append(str(error))
-    files.warnings += problems
+    columns = read_columns(connection, files, Path(keep[0].name) if keep else None)
     keep += open_index(connection, files, columns)
     return Store(connection, files, columns, keep)
 
