@@ -70,17 +70,14 @@ class Site:
         """The pairs as the file holds them now: a file that was written anew is opened anew."""
         with self._lock:
             if (state := self._state()) != self._opened:
-                self._store, old = open_store(self.path), self._store
-                self._opened = state
+                self._store, self._opened = open_store(self.path), state  # a request may still read the old one
                 self._answers.clear()
-                old.close()
             return self._store
 
     def _state(self) -> list[tuple]:
         """What changes when a data file is written anew."""
         found = []
-        files = self._store.files
-        for file in [*([files.named] if not files.named.is_dir() else []), *files.main]:
+        for file in self._store.files.original:
             try:
                 status = file.stat()
                 found.append((status.st_ino, status.st_size, status.st_mtime_ns))

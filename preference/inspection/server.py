@@ -15,7 +15,6 @@ from pathlib import Path
 
 import uvicorn
 
-from preference.inspection import rerun
 from preference.inspection.guard import is_loopback
 from preference.inspection.application import make_application
 from preference.report_page.text import visible
@@ -64,7 +63,8 @@ def serve(path: Path, *, port: int | None = None, host: str = "127.0.0.1", annot
         pass  # uvicorn has shut down and hands the signal on
     finally:
         application.site.close()
-        rerun.close()
+        if rerun := sys.modules.get("preference.inspection.rerun"):  # loaded with the first query
+            rerun.close()
         listener.close()
     print("Stopped. Every label is on disk.")
 

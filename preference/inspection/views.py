@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from itertools import pairwise
 
+from markupsafe import Markup
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from preference.inspection import rerun
-from preference.inspection.pages import schema_drawing, written
+from preference.inspection.pages import written
 from preference.inspection.selection import ROWS_A_PAGE
 from preference.inspection.sides import CHOICES, label_words, letters, stored_label
-from preference.report_page.text import embeddable, visible
-from sft.artefacts import content_hash
+from preference.report_page.text import embeddable, percent, visible
 
-SHOWN_COLUMNS = {"verdict": "chosen_verdict", "source": "source", "kind": "kind"}
 OVERVIEW_WAIT_S = 1.0
 ANSWER_WAIT_S = 1.5  # after it a pair's page comes without the results, which follow
 POLL_WAIT_S = 10.0
@@ -31,7 +30,7 @@ SIDE_EVIDENCE = ("verdict", "reason", "sample_index", "logp_sum", "tokens_round_
 def overview(site, request: Request) -> Response:
     """Counts of the whole file, what would spoil training first."""
     store = site.store
-    counted = site.in_background(("overview", store.labels.version()), store.overview, OVERVIEW_WAIT_S)
+    counted = site.in_background(("overview", store.labels.version()), lambda: _counted(store), OVERVIEW_WAIT_S)
     return site.page(request, "overview.jinja", here="overview", counted=counted, total=store.total,
                      **({} if counted is None else _overview_lines(counted)))
 
@@ -39,6 +38,7 @@ def overview(site, request: Request) -> Response:
 def pairs(site, request: Request) -> Response:
     """One page of the list."""
     store, selection = site.store, site.selection(request)
+    facets = store.facets()
     total, rows = store.page(**selection.arguments(), offset=selection.page * ROWS_A_PAGE, limit=ROWS_A_PAGE)
     annotator, latest = site.annotator(request), site.latest_labels()
     for row in rows:
@@ -47,9 +47,9 @@ def pairs(site, request: Request) -> Response:
         if mine and mine.content_hash != row["pair_id"]:  # whether the label means these texts, the texts must tell
             mine = store.pair(row["pair_id"])["labels"].get(annotator)
         row["my_label"] = label_words(mine.label, row["letters"]) if mine else None
-    return site.page(request, "list.jinja", here="list", selection=selection, list_query=selection.query(), facets=store.facets(),
+    return site.page(request, "list.jinja", here="list", selection=selection, list_query=selection.query(), facets=facets,
                      total=total, of=store.total, rows=rows, note=_note(site, request, "", annotator),
-                     shows={name: name in store.columns or any(row[column] for row in rows) for name, column in SHOWN_COLUMNS.items()},
+                     shows={"verdict": bool(facets["verdict"]), "kind": bool(facets["kind"]), "source": len(facets["source"]) > 1},
                      pages=max(1, -(-total // ROWS_A_PAGE)), first=selection.page * ROWS_A_PAGE)
 
 
@@ -65,21 +65,19 @@ def pair_page(site, request: Request, row: dict, edited: Mapping[str, str] | Non
     if edited is None:
         found = site.in_background(("pair", row["pair_id"]), lambda: run(row), ANSWER_WAIT_S)
     else:
-        found = site.in_background(("edited", content_hash([row["pair_id"], *sorted(edited.items())])),
+        found = site.in_background(("edited", row["pair_id"], *sorted(edited.items())),
                                    lambda: run(row, edited), 60.0)
     previous, following = store.neighbours(row["pair_id"], **selection.arguments())
     if found is not None and edited is None and following and site.is_idle():
         upcoming = store.pair(following)  # ready when the person gets there
         site.in_background(("pair", following), lambda: run(upcoming), 0)
     question = store.question(row["example_id"]) if row.get("example_id") is not None else None
-    tables = schema_drawing.read_tables(row.get("context")) or schema_drawing.described(found["schema"] if found else [])
-    queries = [side for side in ("gold_sql", "chosen_sql", "rejected_sql") if row.get(side)]
     return site.page(
         request, "pair.jinja", here="list", list_query=selection.query(), selection=selection, pair=row, pair_id=row["pair_id"],
         sides=[_side(site, row, letter, side, edited) for letter, side in by_letter.items()],
         gold={"sql": row.get("gold_sql"), "typed": (edited or {}).get("gold")},
         found=_shown_results(found, by_letter, site.blind), edited=edited is not None, previous=previous, following=following,
-        schema=schema_drawing.draw(tables, schema_drawing.mentioned(*(row[name] for name in queries))) if tables else None,
+        schema=_drawn(row.get("context"), found["schema"] if found else [], row.get("gold_sql"), row["chosen_sql"], row["rejected_sql"]),
         candidates=question["queries"] if question else [], evidence=[(name, row[name]) for name in EVIDENCE if row.get(name) is not None
                                                     and not (site.blind and name in TELLING)],
         mine=row["labels"].get(annotator), stored={choice: stored_label(choice, by_letter) for choice, _, _ in CHOICES},
@@ -107,11 +105,9 @@ def question(site, request: Request) -> Response:
     candidates = [{**query, "number": number, "key": query_key(query["canonical_sql"]), "rank": ranks.get(query["canonical_sql"])}
                   for number, query in enumerate(found["queries"], start=1)]
     candidates.sort(key=lambda candidate: (candidate["rank"] or float("inf"), candidate["number"]))
-    tables = schema_drawing.read_tables(example.get("context"))
-    used = schema_drawing.mentioned(example.get("gold_sql"), *(query["sql"] for query in found["queries"]))
     return site.page(request, "question.jinja", here="list", example_id=example_id, question=example, candidates=candidates,
                      pairs=found["pairs"], problems=found["warnings"], saved="saved" in request.query_params and ranks,
-                     schema=schema_drawing.draw(tables, used) if tables else None)
+                     schema=_drawn(example.get("context"), [], example.get("gold_sql"), *(query["sql"] for query in found["queries"])))
 
 
 def whole_text(site, request: Request) -> Response:
@@ -139,13 +135,33 @@ def static(site, request: Request) -> Response:
 
 def run(row: dict, edited: Mapping[str, str] | None = None) -> dict:
     """The results on every database, and the schema of the database itself where the pair has none as text."""
+    from preference.inspection import rerun
+
     found = rerun.run_pair(row, dict(edited) if edited else None)
     return found | {"schema": [] if row.get("context") else rerun.schema_of(row)["tables"]}
 
 
 def query_key(canonical_sql: str | None) -> str:
     """What a form calls a query."""
-    return content_hash(canonical_sql)[:16]
+    return hashlib.sha256((canonical_sql or "").encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def _drawn(context: str | None, described: list[dict], *queries: str | None) -> Markup | None:
+    """The schema's drawing: of its text, else of what the database itself says; None where neither can be read."""
+    from preference.inspection.pages import schema_drawing  # sqlglot takes a while, and the server should start at once
+
+    tables = schema_drawing.read_tables(context) or schema_drawing.described(described)
+    return schema_drawing.draw(tables, schema_drawing.mentioned(*queries)) if tables else None
+
+
+def _counted(store) -> dict:
+    """The overview, with the agreement where people have said something."""
+    counted = store.overview()
+    if counted["labels"]["labelled"]:
+        from preference.inspection.agreement import measure_agreement  # scipy takes a second
+
+        counted["agreement"] = measure_agreement(store)
+    return counted
 
 
 def _overview_lines(counted: dict) -> dict:
@@ -164,8 +180,24 @@ def _overview_lines(counted: dict) -> dict:
         "verdicts": [(f"{side}: {verdict}", count) for side in ("chosen", "rejected")
                      for verdict, count in counted["counts"].get(f"{side}_verdict", [])],
         "judged": [(f"{verdict}: {reason}" if reason else verdict, count) for verdict, reason, count in counted["judged"]],
-        "bin_labels": lambda edges: [f"{low:g} to {high:g}" for low, high in pairwise(edges)], "agreement": None,
+        "bin_labels": lambda edges: [f"{low:g} to {high:g}" for low, high in pairwise(edges)], "agreement": _agreement_lines(counted["agreement"]) if "agreement" in counted else [],
     }
+
+
+def _agreement_lines(found: dict) -> list[tuple[str, float, str]]:
+    """(who agrees with whom, share, the same in words with its interval)."""
+    entries = [("people, executor", found["executor"])]
+    entries += [(f"{name}, executor", entry) for name, entry in found["annotators"].items() if len(found["annotators"]) > 1]
+    entries += [(f"{left}, {right}", entry) for left, right, entry in found["between"]]
+    entries += [(f"where {reason} differ" if reason in ("rows", "columns") else f"where it is {reason}", entry)
+                for reason, entry in found["reasons"].items() if len(found["reasons"]) > 1]
+    lines = []
+    for name, entry in entries:
+        if entry["n"]:
+            low, high = entry["share_interval"]
+            kappa = "" if entry["kappa"] is None else f", κ {entry['kappa']:.2f}"
+            lines.append((name, entry["share"], f"{percent(entry['share'])} of {entry['n']:,} ({100 * low:.0f} to {100 * high:.0f}){kappa}"))
+    return lines
 
 
 def _side(site, row: dict, letter: str, side: str, edited: Mapping[str, str] | None) -> dict:
