@@ -13,6 +13,7 @@ import duckdb
 
 PREFERENCE_FILES = (".parquet", ".jsonl", ".json", ".arrow")
 _CONVERTED = (".jsonl", ".json", ".arrow")
+_GUESSED = ("DATE", "TIME", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE", "UUID")
 _NEEDED = "Needed are the columns chosen and rejected (TRL's preference format), or example_id and completion (samples)"
 
 
@@ -62,7 +63,7 @@ def find_files(path: Path) -> Files:
     return _with_company(path, [path], "")
 
 
-_NO_ROWS = {"complete.json", "begun.json", "dataset_info.json", "state.json", "versions.json", "report.json",
+_NO_ROWS = {"complete.json", "begun.json", "dataset_info.json", "dataset_dict.json", "state.json", "versions.json", "report.json",
             "dropped.parquet", "verdicts.parquet"}
 
 
@@ -196,10 +197,13 @@ def _convert(path: Path, target: Path) -> None:
         head = file.read(1 << 16)
     if not head.strip():
         raise ValueError("the file is empty")
+    source = f"[{literal(str(path))}], sample_size = -1, maximum_object_size = 16777216, hive_partitioning = false"
     with connect() as connection:
-        connection.execute(
-            f"COPY (SELECT * FROM read_json([{literal(str(path))}], sample_size = -1, maximum_object_size = 268435456,"
-            f" hive_partitioning = false, dateformat = '', timestampformat = '')) TO {literal(str(target))} (FORMAT parquet)")
+        types = {row[0]: row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM read_json({source})").fetchall()}
+        # Texts that look like dates or ids stay the texts that they are.
+        kept = ", ".join(f"{literal(name)}: {literal('VARCHAR' if kind in _GUESSED else kind)}" for name, kind in types.items())
+        connection.execute(f"COPY (SELECT * FROM read_json({source}, columns = {{{kept}}})) TO {literal(str(target))} "
+                           "(FORMAT parquet)")
 
 
 def first_line(error: BaseException) -> str:

@@ -30,7 +30,7 @@ from preference.inspection.files import (
     parquet,
     read_columns,
 )
-from preference.inspection.index import open_index, prompt_text, side_text
+from preference.inspection.index import message_text, open_index, prompt_text, side_text
 from preference.inspection.labels import LabelFile
 
 SHOWN = ("row", "pair_id", "example_id", "question", "chosen_sql", "rejected_sql", "chosen_verdict", "chosen_reason",
@@ -160,6 +160,8 @@ class Store:
         [whole] = self.whole(number, [short.pop("file_row")])
         pair = short | {name: value for name, value in whole.items() if value is not None or name not in short}
         pair |= {"pair_id": pair_id, "row": short["row"], "kind": short["kind"]}
+        if self.kind == "candidates":
+            pair = (self.question(pair["example_id"])["example"] or {}) | pair
         for side in ("chosen", "rejected"):
             pair[f"{side}_trace"] = contents.trace(pair.get(f"{side}_trace"))
         pair["content_hash"] = contents.hash_of(whole)
@@ -214,7 +216,7 @@ class Store:
         derived = {}
         if self.kind == "pairs":
             derived = {f"{side}_sql": side_text(types, side) for side in ("chosen", "rejected")}
-            derived["question"] = prompt_text(types) if "question" not in types else "question"
+            derived["question"] = message_text(types, "question") if "question" in types else prompt_text(types)
         names = [name for name in ("prompt", "chosen", "rejected", "pair_id") if name in types] if texts_only else ["*"]
         columns = ", ".join([*names, "file_row_number", *(f"{sql} AS derived_{name}" for name, sql in derived.items())])
         try:
