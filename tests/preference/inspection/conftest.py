@@ -132,3 +132,9 @@ def make_run(folder: Path, copies: int = 1) -> Path:
 def clinic_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder with 12 questions and about two pairs each; copy it before changing anything in it."""
     return make_run(tmp_path_factory.mktemp("clinic") / "run")
+
+
+@pytest.fixture(scope="session")
+def copied_clinic_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with every question three times, in all 69 pairs."""
+    return make_run(tmp_path_factory.mktemp("clinic") / "copied", copies=3)

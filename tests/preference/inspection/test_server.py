@@ -596,3 +596,29 @@ def test_the_server_loads_no_torch():
             "print(*{'torch', 'transformers', 'trl', 'datasets', 'pandas'} & sys.modules.keys())")
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "", done.stdout + done.stderr
+
+
+def test_fifty_labels_through_the_page_flip_their_pairs(serve, copied_clinic_run, tmp_path):
+    """A script labels, `apply` writes the pairs anew, and what training reads has the sides that people preferred."""
+    folder = Path(shutil.copytree(copied_clinic_run, tmp_path / "run"))
+    path = folder / "round-1" / "pairs.parquet"
+    before = {row["pair_id"]: row for row in pq.read_table(path).to_pylist()}
+    _, address = serve(folder, "port=0")
+    csrf = re.search(r'name="csrf-token" content="([^"]*)"', fetch(address + "list")[1])[1]
+    flipped, confirmed, tied = (list(before)[start:50:3] for start in range(3))
+    for ids, choice in ((flipped, "prefer_b"), (confirmed, "prefer_a"), (tied, "tie")):
+        for pair_id in ids:
+            assert fetch(f"{address}label?id={pair_id}", csrf=csrf, label=choice)[0] == 200
+    done = subprocess.run([sys.executable, "-m", "preference.inspection.command", "apply", str(folder)], cwd=PROJECT, capture_output=True,
+                          text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    after = pq.read_table(path).to_pylist()
+    sides = {(str(row["prompt"]), row["chosen"][-1]["content"], row["rejected"][-1]["content"]) for row in after}
+    for pair_id, row in before.items():
+        as_it_was = (str(row["prompt"]), row["chosen"][-1]["content"], row["rejected"][-1]["content"])
+        turned = (as_it_was[0], as_it_was[2], as_it_was[1])
+        assert (turned in sides) == (pair_id in flipped)
+        assert (as_it_was in sides) == (pair_id not in flipped and pair_id not in tied)
+    assert len(after) == len(before) - len(tied)
+    page = text_of(fetch(f"{address}list?person_label=prefer_rejected")[1])
+    assert f"{len(flipped)} of {len(after)} pairs" in page
