@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+from preference.inspection.apply import kept_pairs
 from preference.inspection.contents import labels_for
 from preference.inspection.decisions import majority, on_the_executors_pair
-from preference.inspection.files import parquet
 from preference.significance import wilson_interval
 
 if TYPE_CHECKING:
@@ -119,19 +119,7 @@ def _labelled_pairs(store: Store, labels: dict) -> Iterable[dict]:
                 if place["pair_id"] not in seen:
                     seen.add(place["pair_id"])
                     yield pair | {"pair_id": place["pair_id"]}
-    yield from _dropped_pairs(store, set(labels) - seen)
-
-
-def _dropped_pairs(store: Store, wanted: set[str]) -> Iterable[dict]:
-    """Pairs that people dropped, from the files that `apply` kept, newest first."""
-    for path in store.files.original:
-        kept = sorted(path.parent.glob(f"{path.stem}.before-labels-*{path.suffix}"), key=lambda file: -file.stat().st_mtime_ns)
-        for file in kept if wanted else ():
-            part = sorted(wanted)
-            for pair in store.rows(f"SELECT * FROM {parquet(file)} WHERE pair_id IN ({', '.join('?' * len(part))})", part):
-                if pair["pair_id"] in wanted:
-                    wanted.remove(pair["pair_id"])
-                    yield pair
+    yield from kept_pairs(store, set(labels) - seen).values()
 
 
 def print_agreement(store: Store, as_json: bool, console: Console) -> None:

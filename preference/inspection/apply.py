@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from preference.inspection.decisions import Action, Revision, revise, revised_row
-from preference.inspection.files import parquet
+from preference.inspection.files import columns_of, parquet
+from preference.inspection.index import identifier
 from preference.report_page.text import visible
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def apply_labels(store: Store, console: Console) -> Revision:
                          f"inspect-preferences serve {store.files.named}")
     pairs = _spoken_of(store, set(labels), set(rankings))
     revision = revise(pairs, labels, rankings, lambda example_id: store.question(example_id)["queries"], _prompts(store))
-    before = _dropped_before(store) - {pair["pair_id"] for pair in pairs.values()}
+    gone = {label.pair_id for label in revision.refused} - {pair["pair_id"] for pair in pairs.values()}
+    before = kept_pairs(store, gone)
     revision.refused = [label for label in revision.refused if label.pair_id not in before]
     changes = {row: action for row, action in revision.actions.items()
                if action.what != "keep" or action.person_label != pairs[row].get("person_label")}
@@ -55,7 +57,10 @@ def apply_labels(store: Store, console: Console) -> Revision:
             continue
         _add_dropped(path.with_name("dropped.parquet"), [pairs[row] | {"action": action} for row, action in changes.items()
                                                         if pairs[row]["file"] == number and action.what == "drop"])
-        kept = rewrite(path, mine, added)
+        named = "pair_id" in store.types[number]
+        names = [] if named else [row["pair_id"] for row in store.rows(
+            f"SELECT pair_id FROM store.pairs WHERE file = {number} ORDER BY row")]
+        kept = rewrite(path, mine, added, names)
         console.print(f"{path}: written anew; the old file is {kept.name}", markup=False, soft_wrap=True)
     say(revision, console)
     return revision
@@ -133,10 +138,11 @@ def _prompts(store: Store):
     return prompt_of
 
 
-def rewrite(path: Path, actions: dict[int, Action], added: list[dict]) -> Path:
+def rewrite(path: Path, actions: dict[int, Action], added: list[dict], names: list[str]) -> Path:
     """Write a Parquet file anew, batch by batch, and give the name under which the old one is kept.
 
-    actions: row of the file -> what becomes of it. The new file takes the old one's place in one step.
+    actions: row of the file -> what becomes of it. names: ids of all rows of a file without ids: sides that change places
+    would change an id that is made of the texts. The new file takes the old one's place in one step.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -152,11 +158,15 @@ def rewrite(path: Path, actions: dict[int, Action], added: list[dict]) -> Path:
     with atomic_path(path) as temporary:
         with pq.ParquetWriter(temporary, schema) as writer:
             for batch in source.iter_batches(_BATCH_ROWS):
-                here = {row - offset: action for row, action in actions.items() if offset <= row < offset + len(batch)}
-                offset += len(batch)
-                for table in _revised(batch, here, schema):
-                    writer.write_table(table)
-                    count += len(table)
+                table = pa.Table.from_batches([batch])
+                for name in schema.names[table.num_columns:]:
+                    ids = names[offset:offset + len(table)] if name == "pair_id" else [None] * len(table)
+                    table = table.append_column(name, pa.array(ids, pa.string()))
+                here = {row - offset: action for row, action in actions.items() if offset <= row < offset + len(table)}
+                offset += len(table)
+                table = _revised(table, here, schema) if here else table
+                writer.write_table(table)
+                count += len(table)
             if added:
                 writer.write_table(pa.Table.from_pylist([_fitting(row, schema) for row in added], schema))
         kept = _keep(path)
@@ -166,13 +176,10 @@ def rewrite(path: Path, actions: dict[int, Action], added: list[dict]) -> Path:
     return kept
 
 
-def _revised(batch, actions: dict[int, Action], schema) -> list:
-    """A batch in parts: runs of untouched rows, and touched ones as they are now."""
+def _revised(table, actions: dict[int, Action], schema):
+    """A table after actions on some of its rows: runs of untouched rows, and touched ones as they are now."""
     import pyarrow as pa
 
-    table = pa.Table.from_batches([batch])
-    for name in schema.names[table.num_columns:]:
-        table = table.append_column(name, pa.nulls(len(table), pa.string()))
     parts, start = [], 0
     for row in sorted(actions):
         parts.append(table.slice(start, row - start))
@@ -181,7 +188,7 @@ def _revised(batch, actions: dict[int, Action], schema) -> list:
             parts.append(pa.Table.from_pylist([revised], schema))
         start = row + 1
     parts.append(table.slice(start))
-    return [pa.concat_tables([part.cast(schema) for part in parts])]
+    return pa.concat_tables([part.cast(schema) for part in parts])
 
 
 def _fitting(row: dict, schema) -> dict:
@@ -211,16 +218,25 @@ def _keep(path: Path) -> Path:
     raise OSError(f"{path} has 100,000 kept versions")
 
 
-def _dropped_before(store: Store) -> set[str]:
-    """Ids of the pairs in the files that earlier calls kept: what people dropped is no longer in the file itself."""
-    found: set[str] = set()
-    for path in store.files.original:
-        for kept in path.parent.glob(f"{path.stem}.before-labels-*{path.suffix}"):
-            try:
-                found |= {row["pair_id"] for row in store.rows(f"SELECT DISTINCT pair_id FROM {parquet(kept)} WHERE pair_id IN "
-                                                               "(FROM spoken_pairs)")}
-            except duckdb.Error:  # no such column, or damaged: it tells nothing
-                continue
+def kept_pairs(store: Store, wanted: set[str]) -> dict[str, dict]:
+    """Pairs by id, of those wanted, from the files that earlier calls kept: what people dropped stands only there."""
+    import pyarrow as pa
+
+    found: dict[str, dict] = {}
+    with store.connection.cursor() as cursor:
+        cursor.register("wanted_pairs", pa.table({"id": pa.array(sorted(wanted), pa.string())}))
+        for path in store.files.original if wanted else ():
+            for kept in sorted(path.parent.glob(f"{path.stem}.before-labels-*{path.suffix}"), key=os.path.getmtime):
+                try:
+                    own = identifier(columns_of(store.connection, kept))
+                    cursor.execute(f"SELECT *, {own} AS found_id FROM {parquet(kept)} WHERE found_id IN (FROM wanted_pairs)")
+                except (ValueError, duckdb.Error):  # damaged: it tells nothing
+                    continue
+                names = [column[0] for column in cursor.description]
+                for row in cursor.fetchall():
+                    pair = dict(zip(names, row, strict=True))
+                    found[pair["found_id"]] = pair | {"pair_id": pair["found_id"]}
+        cursor.unregister("wanted_pairs")
     return found
 
 
