@@ -31,10 +31,9 @@ def read_question(store: Store, example_id: str) -> dict:
     verdicts = {row.get("canonical_sql"): row for path in store.files.verdicts
                 for row in _rows(store, path, example_id, warnings)}
     if store.kind == "candidates" and not samples:
-        samples = [row for number in numbers for row in store.whole(number["file"], [number["file_row"]])]
+        samples = _whole(store, numbers)
     pairs = store.short([number["row"] for number in numbers]) if store.kind == "pairs" else []
-    whole = [row for number in numbers for row in store.whole(number["file"], [number["file_row"]])
-             ] if store.kind == "pairs" and (example is None or not samples) else []
+    whole = _whole(store, numbers) if store.kind == "pairs" and (example is None or not samples) else []
     if example is None and whole:
         example = {name: whole[0].get(name) for name in _OF_THE_QUESTION}
     if example is not None:
@@ -52,6 +51,12 @@ def read_question(store: Store, example_id: str) -> dict:
         warnings.append(str(error))
     return {"example": example, "queries": distinct_queries(samples, verdicts), "pairs": pairs, "rankings": rankings,
             "warnings": warnings}
+
+
+def _whole(store: Store, numbers: list[dict]) -> list[dict]:
+    """Whole rows at places of the index; each file is read once."""
+    return [row for file in sorted({number["file"] for number in numbers})
+            for row in store.whole(file, [number["file_row"] for number in numbers if number["file"] == file])]
 
 
 def _rows(store: Store, path, example_id: str, warnings: list[str]) -> list[dict]:

@@ -42,7 +42,12 @@ def serve(path: Path, *, port: int | None = None, host: str = "127.0.0.1", annot
         raise ValueError("the token is empty; allowed is any text; leave --token out to have one made")
     if not is_loopback(host) and token is None:
         token = secrets.token_urlsafe(24)
-    application = make_application(path, host=host, annotator=annotator, token=token, blind=blind)
+    slow = threading.Timer(2.0, print, (f"Reading {visible(str(path))}; the first time a large file takes longest",), {"file": sys.stderr})
+    slow.start()
+    try:
+        application = make_application(path, host=host, annotator=annotator, token=token, blind=blind)
+    finally:
+        slow.cancel()
     listener = listen(host, port)
     shown_host = "127.0.0.1" if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host
     address = f"http://{shown_host}:{listener.getsockname()[1]}/"

@@ -69,8 +69,7 @@ def pair_page(site, request: Request, row: dict, edited: Mapping[str, str] | Non
                                    lambda: run(row, edited), 60.0)
     previous, following = store.neighbours(row["pair_id"], **selection.arguments())
     if found is not None and edited is None and following and site.is_idle():
-        upcoming = store.pair(following)  # ready when the person gets there
-        site.in_background(("pair", following), lambda: run(upcoming), 0)
+        site.in_background(("pair", following), lambda: run(store.pair(following)), 0)  # ready when the person gets there
     question = store.question(row["example_id"]) if row.get("example_id") is not None else None
     return site.page(
         request, "pair.jinja", here="list", list_query=selection.query(), selection=selection, pair=row, pair_id=row["pair_id"],
