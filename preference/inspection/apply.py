@@ -84,13 +84,8 @@ def say(revision: Revision, console: Console) -> None:
 
 def _spoken_of(store: Store, pair_ids: set[str], example_ids: set[str]) -> dict[int, dict]:
     """The pairs with a label, and all pairs of questions with a labelled or ranked pair, by row number."""
-    import pyarrow as pa
-
-    with store.connection.cursor() as cursor:
-        for name, values in (("spoken_pairs", pair_ids), ("spoken_questions", example_ids)):
-            cursor.register("values_of_it", pa.table({"id": pa.array(sorted(values), pa.string())}))
-            cursor.execute(f"CREATE OR REPLACE TABLE {name} AS SELECT id FROM values_of_it")
-            cursor.unregister("values_of_it")
+    for name, values in (("spoken_pairs", pair_ids), ("spoken_questions", example_ids)):
+        store.rows(f"CREATE OR REPLACE TABLE {name} AS SELECT unnest(?::VARCHAR[]) AS id", [sorted(values)])
     places = store.rows("""
       SELECT row, file, file_row, pair_id, example_id FROM store.pairs WHERE pair_id IN (FROM spoken_pairs) OR example_id IN
       (SELECT example_id FROM store.pairs WHERE pair_id IN (FROM spoken_pairs) UNION FROM spoken_questions) ORDER BY row""")
@@ -220,23 +215,16 @@ def _keep(path: Path) -> Path:
 
 def kept_pairs(store: Store, wanted: set[str]) -> dict[str, dict]:
     """Pairs by id, of those wanted, from the files that earlier calls kept: what people dropped stands only there."""
-    import pyarrow as pa
-
     found: dict[str, dict] = {}
-    with store.connection.cursor() as cursor:
-        cursor.register("wanted_pairs", pa.table({"id": pa.array(sorted(wanted), pa.string())}))
-        for path in store.files.original if wanted else ():
-            for kept in sorted(path.parent.glob(f"{path.stem}.before-labels-*{path.suffix}"), key=os.path.getmtime):
-                try:
-                    own = identifier(columns_of(store.connection, kept))
-                    cursor.execute(f"SELECT *, {own} AS found_id FROM {parquet(kept)} WHERE found_id IN (FROM wanted_pairs)")
-                except (ValueError, duckdb.Error):  # damaged: it tells nothing
-                    continue
-                names = [column[0] for column in cursor.description]
-                for row in cursor.fetchall():
-                    pair = dict(zip(names, row, strict=True))
-                    found[pair["found_id"]] = pair | {"pair_id": pair["found_id"]}
-        cursor.unregister("wanted_pairs")
+    for path in store.files.original if wanted else ():
+        for kept in sorted(path.parent.glob(f"{path.stem}.before-labels-*{path.suffix}"), key=os.path.getmtime):
+            try:
+                own = identifier(columns_of(store.connection, kept))
+                rows = store.rows(f"SELECT *, {own} AS found_id FROM {parquet(kept)} WHERE found_id IN (SELECT unnest(?::VARCHAR[]))",
+                                  [sorted(wanted)])
+            except (ValueError, duckdb.Error):  # damaged: it tells nothing
+                continue
+            found |= {row["found_id"]: row | {"pair_id": row["found_id"]} for row in rows}
     return found
 
 

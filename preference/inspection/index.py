@@ -236,10 +236,7 @@ def _judge_candidates(connection, files, path: Path, sql: str) -> None:
         found = [(example_id, text, *verdict) for example_id, text in rows
                  if (verdict := verdicts.get((example_id, canonical_sql(text or ""))) or verdicts.get((example_id, None)))]
         if found:
-            import pyarrow as pa
-
-            names = ("example_id", "sql", "verdict", "reason", "kill_score")
-            connection.register("found", pa.table(dict(zip(names, map(list, zip(*found)), strict=True))))
-            connection.execute("INSERT INTO judged SELECT * FROM found")
+            lists = ", ".join(f"unnest(?::{kind}[])" for kind in ("VARCHAR", "VARCHAR", "VARCHAR", "VARCHAR", "DOUBLE"))
+            connection.execute(f"INSERT INTO judged SELECT {lists}", list(map(list, zip(*found, strict=True))))
     except duckdb.Error as error:
         files.warnings.append(f"verdicts are not shown: {first_line(error)}")

@@ -127,11 +127,11 @@ def _unfinished(store: Store) -> int:
 def _outliers(store: Store) -> int:
     """Pairs with a log-probability that the sampling model cannot have given, or that is far from all others.
 
-    Compared are nats per character; far is more than six interquartile ranges below the median.
+    Compared are nats per character (of texts below 20 per 20); far is more than six interquartile ranges below the median.
     """
     total = set()
     for side in ("chosen", "rejected"):
-        share = f"{side}_logp / greatest({side}_length, 1)"
+        share = f"{side}_logp / greatest({side}_length, 20)"
         [row] = store.rows(f"SELECT count({side}_logp) AS n, quantile_cont({share}, [0.25, 0.5, 0.75]) AS q FROM (FROM "
                            f"store.pairs WHERE isfinite({side}_logp))")
         impossible = f"{side}_logp > 1e-3 OR NOT isfinite({side}_logp)"

@@ -285,14 +285,9 @@ class Store:
             if version == self._version:
                 return
             held = self._meant(held)
-            import pyarrow as pa
-
-            rows = pa.table({name: pa.array([getattr(label, name) for label in held], pa.string())
-                             for name in ("pair_id", "label", "time")})
-            with self.connection.cursor() as cursor:
-                cursor.register("held", rows)
-                cursor.execute("CREATE OR REPLACE TABLE people AS SELECT * FROM held")
-                cursor.unregister("held")
+            self.rows("CREATE OR REPLACE TABLE people AS SELECT unnest(?::VARCHAR[]) AS pair_id, unnest(?::VARCHAR[]) AS label, "
+                      "unnest(?::VARCHAR[]) AS time",
+                      [[getattr(label, name) for label in held] for name in ("pair_id", "label", "time")])
             self._version = version
             self._counts.clear()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from preference.inspection.differences import Part, marked
 from preference.report_page.text import visible
 
 LONGEST_TEXT = 4_000
@@ -49,12 +48,14 @@ def columns(counts: list[int]) -> str:
 
 def queries(left: str, right: str, coloured: bool) -> tuple[Text, Text]:
     """Both queries with their differing tokens on a ground of their own, or in ⟦brackets⟧ where there are no colours."""
+    from preference.inspection.differences import marked
+
     sides = marked(left[:LONGEST_TEXT], right[:LONGEST_TEXT])
     return tuple(_query(parts, ground if coloured else "", len(text))
                  for parts, ground, text in zip(sides, ("on dark_green", "on dark_red"), (left, right), strict=True))
 
 
-def _query(parts: list[Part], ground: str, length: int) -> Text:
+def _query(parts: list, ground: str, length: int) -> Text:
     text = Text()
     inside = False
     for part in parts:
