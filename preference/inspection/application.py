@@ -28,7 +28,8 @@ from preference.inspection.store import open_store
 from preference.report_page import text
 
 PAGES = Path(__file__).parent / "pages"
-STATIC = {"style.css": "text/css", "keys.js": "text/javascript", "ranking.js": "text/javascript", "icon.svg": "image/svg+xml"}
+STATIC = {"style.css": "text/css", "keys.js": "text/javascript", "ranking.js": "text/javascript",
+          "icon.svg": "image/svg+xml"}
 KEPT_ANSWERS = 64  # of queries that were run and of counted overviews
 KEY_HELP = [
     *((f"{key.upper()} {number}", words) for number, (_, key, words) in enumerate(sides.CHOICES, start=1)),
@@ -39,7 +40,7 @@ KEY_HELP = [
 
 
 class Site:
-    """What the views need: the pairs, the labels, who is labelling, templates, and queries that run in the background."""
+    """What the views need: pairs, labels, who is labelling, templates, and queries that run in the background."""
 
     def __init__(self, path: Path, *, annotator: str, blind: bool):
         self.path, self.default_annotator, self.blind = Path(path), annotator, blind
@@ -53,7 +54,8 @@ class Site:
         self.static = {name: ((PAGES / name).read_bytes(), kind) for name, kind in STATIC.items()}
         self.environment = Environment(loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined,
                                        trim_blocks=True, lstrip_blocks=True)
-        self.environment.filters |= {"shown": written.shown, "sql": written.sql, "cell": written.cell, "plain": written.plain}
+        self.environment.filters |= {"shown": written.shown, "sql": written.sql, "cell": written.cell,
+                                     "plain": written.plain}
         self.environment.globals |= {
             "plots": plots, "blind": blind, "choices": sides.CHOICES, "key_help": KEY_HELP, "letters": sides.letters,
             "label": text.label, "quantity": text.quantity, "evidence_words": views.EVIDENCE_WORDS,
@@ -107,8 +109,8 @@ class Site:
             raise HTTPException(400, "The address names no pair. Open one from the list.")
         pair = self.store.pair(pair_id)
         if pair is None:
-            raise HTTPException(404, f"This file holds no pair {pair_id[:80]!r}. It may have been written anew since the page was "
-                                     "opened; labels that you gave are kept. Open a pair from the list.")
+            raise HTTPException(404, f"This file holds no pair {pair_id[:80]!r}. It may have been written anew since the page "
+                                     "was opened; labels that you gave are kept. Open a pair from the list.")
         return pair
 
     def in_background(self, key: tuple, work: Callable[[], object], wait_s: float) -> object | None:
@@ -153,13 +155,15 @@ class Site:
             return JSONResponse({"error": message}, status)
         hidden = {} if signed_in else {"signed_in": False, "name": "Inspect preferences", "csrf": ""}
         template = "login.jinja" if status == 401 else "error.jinja"
-        return self.page(request, template, status, title=HTTPStatus(status).phrase, message=message, warnings=[], **hidden)
+        return self.page(request, template, status, title=HTTPStatus(status).phrase, message=message, warnings=[],
+                         **hidden)
 
 
 def make_application(path: Path, *, host: str = "127.0.0.1", annotator: str = "", token: str | None = None,
                      blind: bool = False) -> Guard:
-    """The application for a run's folder or file, behind its guard; `.site` holds its state. Raises ValueError where there is
-    no preference file.
+    """The application for a run's folder or file, behind its guard; `.site` holds its state.
+
+    Raises ValueError where there is no preference file.
     """
     site = Site(path, annotator=annotator.strip() or "anonymous", blind=blind)
 
@@ -179,17 +183,18 @@ def make_application(path: Path, *, host: str = "127.0.0.1", annotator: str = ""
             return site.error(request, error.status_code, str(error.detail))
         if isinstance(error, ValueError):  # three parts for a person: a filter, a label, a file
             return site.error(request, 400, str(error))
-        return site.error(request, 500, "This page failed, which is a fault of the tool. Labels that were saved are safe. The "
-                                        "terminal where the server runs shows the details.")
+        return site.error(request, 500, "This page failed, which is a fault of the tool. Labels that were saved are safe. "
+                                        "The terminal where the server runs shows the details.")
 
     get = [("/", views.overview), ("/list", views.pairs), ("/pair", views.pair), ("/results", views.results),
-           ("/question", views.question), ("/text", views.whole_text), ("/keys", views.keys), ("/static/{name}", views.static)]
+           ("/question", views.question), ("/text", views.whole_text), ("/keys", views.keys),
+           ("/static/{name}", views.static)]
     post = [("/label", deeds.label), ("/comment", deeds.comment), ("/undo", deeds.undo), ("/run", deeds.run),
             ("/rank", deeds.rank), ("/annotator", deeds.annotator), ("/theme", deeds.theme)]
     routes = [Route(address, partial(view, site), methods=["GET"]) for address, view in get]
     routes += [Route(address, partial(deed, site), methods=["POST"]) for address, deed in post]
     routes.append(Route("/login", log_in, methods=["POST"]))
-    application = Starlette(routes=routes, exception_handlers={HTTPException: failed, ValueError: failed, Exception: failed})
+    application = Starlette(routes=routes, exception_handlers=dict.fromkeys((HTTPException, ValueError, Exception), failed))
     guard = Guard(application, host=host, token=token, refuse=refuse)
     guard.site = site
     return guard

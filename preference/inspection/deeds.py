@@ -1,4 +1,4 @@
-"""What changes something: labels, comments, undo, ranks, the annotator's name and the colours; and running what was typed."""
+"""What changes something: labels, comments, undo, ranks, the annotator's name, colours; and running what was typed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def label(site, request: Request) -> Response:
     label_id = site.labels.add(row["pair_id"], annotator, stored, form.get("comment", "").strip(), row["content_hash"])
     target = selection.query(id=following, after=row["pair_id"])
     address = f"/pair?{target}" if following else f"/list?{target}"
-    return _done(request, address, {"saved": label_id, "label": stored, "next": following})
+    return _done(request, address, {"saved": label_id, "label": choice if site.blind else stored, "next": following})
 
 
 def comment(site, request: Request) -> Response:
@@ -60,7 +60,8 @@ def run(site, request: Request) -> Response:
     edited = {side: text.replace("\r\n", "\n") for side, text in typed.items() if text is not None}
     for text in edited.values():
         if len(text) > MAX_SQL_CHARACTERS:
-            raise HTTPException(413, f"A query has {len(text):,} characters; at most {MAX_SQL_CHARACTERS:,} are run. Shorten it.")
+            raise HTTPException(413, f"A query has {len(text):,} characters; at most {MAX_SQL_CHARACTERS:,} are run. "
+                                     "Shorten it.")
     return views.pair_page(site, request, row, edited)
 
 
@@ -75,20 +76,24 @@ def rank(site, request: Request) -> Response:
         if not field.startswith("rank-") or not value.strip():
             continue
         if (query := known.get(field.removeprefix("rank-"), known)) is known:
-            raise HTTPException(409, "The candidates changed since the page was opened. No order was saved. Reload and rank again.")
+            raise HTTPException(409, "The candidates changed since the page was opened. No order was saved. Reload and rank "
+                                     "again.")
         if not (value.isdecimal() and len(value) < 5):
-            raise HTTPException(400, f"The place {value[:20]!r} is none. Allowed are whole numbers from 1, the same one for a tie.")
+            raise HTTPException(400, f"The place {value[:20]!r} is none. Allowed are whole numbers from 1, the same one for a "
+                                     "tie.")
         if query is not None:
             ranks[query] = int(value)
     ranking_id = site.labels.rank(example_id, _annotator(site, request), ranks)
-    return _done(request, f"/question?id={quote(example_id, safe='')}&saved=1", {"saved": ranking_id, "ranks": len(ranks)})
+    address = f"/question?id={quote(example_id, safe='')}&saved=1"
+    return _done(request, address, {"saved": ranking_id, "ranks": len(ranks)})
 
 
 def annotator(site, request: Request) -> Response:
     """Remember in this browser who is labelling."""
     name = request.state.form.get("name", "").strip()
     if not (0 < len(name) <= 64 and name.isprintable()):
-        raise HTTPException(400, f"The name {name[:60]!r} cannot be used. Allowed are 1 to 64 printable characters. Choose another.")
+        raise HTTPException(400, f"The name {name[:60]!r} cannot be used. Allowed are 1 to 64 printable characters. Choose "
+                                 "another.")
     response = _done(request, _local(request.state.form.get("return", "/")), {"annotator": name})
     response.set_cookie("annotator", quote(name), max_age=YEAR_S, httponly=True, samesite="strict")
     return response
@@ -107,12 +112,17 @@ def theme(site, request: Request) -> Response:
 
 def _labelled_pair(site, request: Request) -> dict:
     """The pair that a form is about, as the person saw it. Raises HTTPException where it is another by now."""
-    row = site.store.pair(request.query_params.get("id", ""))
+    store = site.store
+    if store.kind == "candidates":
+        raise HTTPException(400, "This file holds samples, not pairs. Labels are for pairs; rank the samples on their "
+                                 "question's page.")
+    row = store.pair(request.query_params.get("id", ""))
     if row is None:
-        raise HTTPException(410, "This pair is no longer in the file, which was written anew since the page was opened. Nothing was "
-                                 "saved. Open a pair from the list.")
+        raise HTTPException(410, "This pair is no longer in the file, which was written anew since the page was opened. "
+                                 "Nothing was saved. Open a pair from the list.")
     if request.state.form.get("content_hash", row["content_hash"]) != row["content_hash"]:
-        raise HTTPException(409, "This pair's texts changed since the page was opened. Nothing was saved. Reload the page and look again.")
+        raise HTTPException(409, "This pair's texts changed since the page was opened. Nothing was saved. Reload the page and "
+                                 "look again.")
     return row
 
 

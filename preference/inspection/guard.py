@@ -19,8 +19,8 @@ MOST_FIELDS = 2_000  # of one form
 WRONG_TOKEN_WAIT_S = 0.5  # one wrong token at a time, so guessing takes for ever
 
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-                               "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+                               "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     # Not no-referrer: a browser would then send `Origin: null` with the page's own forms.
@@ -51,8 +51,8 @@ class Refused(Exception):
 class Guard:
     """ASGI middleware. A POST that passes has its fields in `request.state.form` (dict of texts).
 
-    host: what the server is bound to. token: what a browser must show once (a cookie remembers it) or a script must send
-    as `Authorization: Bearer TOKEN`; None on loopback. refuse: makes the answer to a request that is not let through.
+    host: what the server is bound to. token: what a browser must show once (a cookie remembers it) or a script must
+    send as `Authorization: Bearer TOKEN`; None on loopback. refuse: makes the answer to a request that is turned away.
     `csrf` is new for every process, so a page of an earlier run cannot label.
     """
 
@@ -116,8 +116,8 @@ class Guard:
             allowed = {self.host.lower().strip("[]"), socket.gethostname().lower(), socket.getfqdn().lower()}
             if name in allowed or _is_address(name):  # an address needs no name server that could lie
                 return
-        raise Refused(400, f"The request is addressed to {name[:100] or 'no host'!r}; this server answers only to its own "
-                           "names. Open the address that it printed when it started.")
+        raise Refused(400, f"The request is addressed to {name[:100] or 'no host'!r}; this server answers only to its "
+                           "own names. Open the address that it printed when it started.")
 
     def _check_origin(self, headers: Headers) -> None:
         """A browser says from which page a form comes; a script says nothing and needs the CSRF token all the same."""
@@ -139,8 +139,8 @@ class Guard:
                 return
         elif any(same(value, self.session) for value in _cookies(headers, cookie_name(headers))):
             return
-        raise Refused(401, "This server is reachable from other machines and needs its token. It was printed when the server "
-                           "started.")
+        raise Refused(401, "This server is reachable from other machines and needs its token. It was printed when the "
+                           "server started.")
 
     async def _read_form(self, headers: Headers, receive) -> dict[str, str]:
         body = bytearray()
@@ -164,23 +164,25 @@ class Guard:
                     raise ValueError("no object of texts")
                 json.dumps(form, ensure_ascii=False).encode()  # a lone surrogate is no text
             elif kind == "application/x-www-form-urlencoded":
-                form = dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MOST_FIELDS, errors="strict"))
+                form = dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MOST_FIELDS,
+                                      errors="strict"))
             else:
                 raise Refused(415, f"The form came as {kind[:60] or 'nothing'!r}; allowed are "
                                    "application/x-www-form-urlencoded and application/json. Send it as one of them.")
         except (ValueError, RecursionError):
-            raise Refused(400, "The form cannot be read: it must be UTF-8 fields, or one JSON object of texts. Send it again "
-                               "from the page.") from None
+            raise Refused(400, "The form cannot be read: it must be UTF-8 fields, or one JSON object of texts. Send it "
+                               "again from the page.") from None
         return form
 
     def _check_csrf(self, headers: Headers, form: dict[str, str]) -> None:
         sent = headers.get("x-csrf-token") or form.pop("csrf", "")
         if not same(sent, self.csrf):
-            raise Refused(403, "Nothing was saved: the form does not carry this server's token. If the server was started again "
-                               "since the page was opened, reload the page and do it once more.")
+            raise Refused(403, "Nothing was saved: the form does not carry this server's token. If the server was started "
+                               "again since the page was opened, reload the page and do it once more.")
 
 
-_FOREIGN = "Nothing was saved: the request comes from a page of another site. Only this server's own pages may change anything."
+_FOREIGN = ("Nothing was saved: the request comes from a page of another site. Only this server's own pages may change "
+            "anything.")
 
 
 def same(one: str, other: str) -> bool:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from urllib.parse import urlencode
 
 ROWS_A_PAGE = 50
-FILTERS = ("verdict", "reason", "source", "strategy", "kind", "labelled", "person_label", "round", "min_length", "max_length",
-           "example_id")
+FILTERS = ("verdict", "reason", "source", "strategy", "kind", "labelled", "person_label", "round", "min_length",
+           "max_length", "example_id")
 # What would tell which side was chosen, or what the executor said of one.
 REVEALING = ("verdict", "reason", "person_label", "chosen_length", "rejected_length", "length_difference", "chosen_logp",
              "rejected_logp", "chosen_verdict", "rejected_verdict", "chosen_reason", "rejected_reason")

@@ -1,6 +1,7 @@
 """The web page of a preference file: starts a local server that shows its pairs and takes people's labels.
 
-    inspect-preferences serve RUN_OR_FILE [--port N] [--host HOST] [--token TOKEN] [--annotator NAME] [--blind] [--no-browser]
+    inspect-preferences serve RUN_OR_FILE [--port N] [--host HOST] [--token TOKEN] [--annotator NAME] [--blind]
+        [--no-browser]
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ PORT = 7861
 MOST_PORTS = 20  # that are tried from PORT on
 
 
-def serve(path: Path, *, port: int | None = None, host: str = "127.0.0.1", annotator: str = "", token: str | None = None,
-          blind: bool = False, browser: bool = True) -> None:
+def serve(path: Path, *, port: int | None = None, host: str = "127.0.0.1", annotator: str = "",
+          token: str | None = None, blind: bool = False, browser: bool = True) -> None:
     """Serve a run's folder or a file of pairs until Ctrl-C.
 
     Args:
@@ -42,7 +43,8 @@ def serve(path: Path, *, port: int | None = None, host: str = "127.0.0.1", annot
         raise ValueError("the token is empty; allowed is any text; leave --token out to have one made")
     if not is_loopback(host) and token is None:
         token = secrets.token_urlsafe(24)
-    slow = threading.Timer(2.0, print, (f"Reading {visible(str(path))}; the first time a large file takes longest",), {"file": sys.stderr})
+    words = f"Reading {visible(str(path))}; the first time a large file takes longest"
+    slow = threading.Timer(2.0, print, (words,), {"file": sys.stderr})
     slow.start()
     try:
         application = make_application(path, host=host, annotator=annotator, token=token, blind=blind)
@@ -59,9 +61,9 @@ def serve(path: Path, *, port: int | None = None, host: str = "127.0.0.1", annot
     if browser and sys.stdout.isatty():
         threading.Timer(0.3, webbrowser.open, (address,)).start()
     # h11_max_incomplete_event_size bounds the head of a request; bodies are bounded by the guard.
-    server = uvicorn.Server(uvicorn.Config(application, lifespan="off", ws="none", log_level="warning", access_log=False,
-                                           server_header=False, limit_concurrency=200, timeout_graceful_shutdown=3,
-                                           h11_max_incomplete_event_size=32_768))
+    server = uvicorn.Server(uvicorn.Config(
+        application, lifespan="off", ws="none", log_level="warning", access_log=False, server_header=False,
+        limit_concurrency=200, timeout_graceful_shutdown=3, h11_max_incomplete_event_size=32_768))
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:
@@ -81,7 +83,7 @@ def listen(host: str, port: int | None) -> socket.socket:
         raise ValueError(f"the port is {port}; allowed is 0 (any free one) to 65535; choose one of them")
     for number in wanted:
         try:
-            [family, *_], address = _resolved(host, number)
+            family, _, _, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
             listener = socket.socket(family, socket.SOCK_STREAM)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -93,12 +95,7 @@ def listen(host: str, port: int | None) -> socket.socket:
             return listener
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                raise ValueError(f"cannot listen on {host} port {number} ({error}). Allowed are an address of this machine and "
-                                 "a port above 1023. Choose others with --host and --port.") from None
-    raise ValueError(f"port {wanted[0]}{f' to {wanted[-1]}' if len(wanted) > 1 else ''} on {host} is taken. Allowed is a free "
-                     "one. Choose it with --port, or --port 0 for any.")
-
-
-def _resolved(host: str, port: int) -> tuple[tuple, tuple]:
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    return (family, kind, protocol), address
+                raise ValueError(f"cannot listen on {host} port {number} ({error}). Allowed are an address of this machine "
+                                 "and a port above 1023. Choose others with --host and --port.") from None
+    taken = f"port {wanted[0]}" + (f" to {wanted[-1]}" if len(wanted) > 1 else "")
+    raise ValueError(f"{taken} on {host} is taken. Allowed is a free one. Choose it with --port, or --port 0 for any.")

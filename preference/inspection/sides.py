@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-# A form's word, its key, what the button says. The label file speaks of chosen and rejected where the form speaks of A and B.
+# A form's word, its key, what the button says. Where the form speaks of A and B, the label file says chosen and rejected.
 CHOICES = (
     ("prefer_a", "a", "Prefer A"),
     ("prefer_b", "b", "Prefer B"),

@@ -62,8 +62,9 @@ def read_tables(context: str | None) -> list[Table]:
 
 def described(tables: list[dict]) -> list[Table]:
     """The tables that `rerun.schema_of` found in a database."""
-    return [Table(table["name"], [Column(column["name"], column["type"] or "", column["key"]) for column in table["columns"]][:MOST_COLUMNS],
-                  table["links"]) for table in tables[:MOST_TABLES]]
+    return [Table(table["name"], [Column(column["name"], column["type"] or "", column["key"])
+                                  for column in table["columns"][:MOST_COLUMNS]], table["links"])
+            for table in tables[:MOST_TABLES]]
 
 
 def mentioned(*queries: str | None) -> set[str]:
@@ -80,7 +81,8 @@ def draw(tables: list[Table], used: set[str]) -> Markup:
              if other.lower() in by_name]
     width = max(box.x + box.width for box in boxes) + 28
     height = max(box.y + box.height for box in boxes) + 2
-    words = "; ".join(f"{box.table.name} with {', '.join(column.name for column in box.table.columns)}" for box in boxes)
+    words = "; ".join(f"{box.table.name} with {', '.join(column.name for column in box.table.columns)}"
+                      for box in boxes)
     words += "".join(f"; {box.table.name}.{column} refers to {other.table.name}" for box, column, other, _ in links)
     parts = [Markup('<svg class="schema" role="img" aria-label="{}" width="{:.0f}" height="{:.0f}" '
                     'viewBox="0 0 {:.0f} {:.0f}">').format(visible(words)[:2000], width, height, width, height)]
@@ -105,7 +107,8 @@ def _read_table(schema: exp.Schema) -> Table:
         elif isinstance(item, exp.ForeignKey) and item.args.get("reference"):
             own = item.expressions[0].name if item.expressions else ""
             links.append((own, *_target(item.args["reference"])))
-    return Table(schema.this.name, [Column(name, kind, name.lower() in keys) for name, kind in columns][:MOST_COLUMNS], links)
+    drawn = [Column(name, kind, name.lower() in keys) for name, kind in columns[:MOST_COLUMNS]]
+    return Table(schema.this.name, drawn, links)
 
 
 def _target(reference: exp.Reference) -> tuple[str, str]:
@@ -185,13 +188,16 @@ def _line(box: Box, column: str, other: Box, target: str) -> Markup:
         path = f"M{x:.1f} {start:.1f}C{out:.1f} {start:.1f} {out:.1f} {end:.1f} {to:.1f} {end:.1f}"
     return Markup('<path class="link" d="{}"><title>{} refers to {}</title></path>'
                   '<circle class="end" cx="{:.1f}" cy="{:.1f}" r="3.5"/>').format(
-        path, visible(f"{box.table.name}.{column}")[:200], visible(f"{other.table.name}.{target}".rstrip("."))[:200], to, end)
+        path, visible(f"{box.table.name}.{column}")[:200], visible(f"{other.table.name}.{target}".rstrip("."))[:200],
+        to, end)
 
 
 def _box(box: Box, used: set[str]) -> Markup:
     table = box.table
-    parts = [Markup('<g class="box{}"><title>{}</title><rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="6"/>'
-                    '<line x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/><text class="name" x="{:.1f}" y="{:.1f}">{}</text>')
+    parts = [Markup('<g class="box{}"><title>{}</title>'
+                    '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="6"/>'
+                    '<line x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>'
+                    '<text class="name" x="{:.1f}" y="{:.1f}">{}</text>')
              .format(" used" if table.name.lower() in used else "", visible(table.name)[:200], box.x, box.y, box.width,
                      box.height, box.x, box.x + box.width, box.y + _HEAD, box.y + _HEAD, box.x + _PAD, box.y + 17.5,
                      _short(table.name))]

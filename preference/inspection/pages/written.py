@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 
 from markupsafe import Markup, escape
 
@@ -17,8 +16,8 @@ LONGEST_ONE_LINE = 56  # characters of a query that is shown without line breaks
 _HIDDEN = re.compile(r"⟨U\+[0-9A-F]{4,6}⟩")
 _KEYWORDS = frozenset(
     "SELECT FROM WHERE GROUP BY HAVING ORDER LIMIT OFFSET DISTINCT AS ON AND OR NOT IN IS NULL LIKE GLOB BETWEEN EXISTS"
-    " JOIN INNER LEFT RIGHT FULL OUTER CROSS NATURAL USING UNION ALL EXCEPT INTERSECT WITH RECURSIVE CASE WHEN THEN ELSE"
-    " END ASC DESC CAST OVER PARTITION VALUES".split()
+    " JOIN INNER LEFT RIGHT FULL OUTER CROSS NATURAL USING UNION ALL EXCEPT INTERSECT WITH RECURSIVE CASE WHEN THEN"
+    " ELSE END ASC DESC CAST OVER PARTITION VALUES".split()
 )
 _NEW_LINE_BEFORE = frozenset("FROM WHERE GROUP HAVING ORDER LIMIT UNION EXCEPT INTERSECT JOIN INNER LEFT CROSS".split())
 
@@ -72,16 +71,6 @@ def sql(text: str, other: str | None = None, limit: int = LONGEST_SHOWN) -> Mark
 def cell(value: object) -> Markup:
     """A value of a result; numbers as they are, so that 1 and 1.0 differ to the eye as they do in SQLite."""
     return shown(value if isinstance(value, str) else repr(value), 400)
-
-
-def rows_apart(rows: list, others: list) -> list[bool]:
-    """For each row whether `others` lacks it; a row that stands twice here and once there differs once."""
-    left = Counter(map(repr, others))
-    apart = []
-    for row in map(repr, rows):
-        apart.append(left[row] == 0)
-        left[row] -= left[row] > 0
-    return apart
 
 
 def _starts_line(tokens: list[Token], index: int) -> bool:

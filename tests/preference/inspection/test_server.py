@@ -175,6 +175,16 @@ def test_a_plain_preference_dataset_shows_what_it_has(open_client, tmp_path):
     assert "has no schema" in shown and "Kill score" not in shown and "Checkpoint" not in shown
 
 
+def test_a_file_of_samples_shows_them_and_ranks_their_questions(open_client, run_folder):
+    client = open_client(run_folder / "round-1" / "candidates.parquet")
+    listed = client.get("/list?reason=columns")
+    assert listed.status_code == 200 and "samples" in text_of(listed.text) and 'href="/question?id=clinic%2F01"' in listed.text
+    assert "Verdicts" in text_of(client.get("/").text) or "Counting" in text_of(client.get("/").text)
+    assert client.get("/pair?id=clinic/01:0").headers["location"] == "/question?id=clinic%2F01"
+    assert "Rank the candidates" in text_of(client.get("/question?id=clinic%2F01").text)
+    assert send(client, "/label?id=clinic/01:0", label="tie").status_code == 400
+
+
 def test_a_database_that_is_gone_is_said_and_the_rest_is_shown(client, run_folder):
     (run_folder / "clinic.sqlite").unlink()
     shown = text_of(client.get(f"/pair?id={pair_ids(client)[0]}").text)
@@ -460,10 +470,10 @@ def test_hostile_content_is_inert(hostile_client):
         assert answer.status_code == 200, (address[:80], text_of(answer.text)[:300])
         page = answer.text
         assert not re.search(r"<script(?![^>]*\bsrc=\"/static/)[^>]*>|<img|<a href='javascript", page)
-        assert "{{ 7" in page or "49" not in page
         assert len(page) < 1_500_000
         shown = re.sub(r"<textarea.*?</textarea>|value=\"[^\"]*\"|<title>.*?</title>", "", page, flags=re.S)
         assert not re.search("[\x00-\x08\x0b-\x1f\u200b\u202a-\u202e\u2066-\u2069]", shown)
+    assert "{{ 7 * 7 }}{% raw %}" in text_of(client.get(f"/pair?id={ids[2]}").text)
     page = client.get(f"/pair?id={ids[3]}").text
     assert '<span class="hidden-character">⟨U+202E⟩</span>' in page and "⟨U+0007⟩" in page
 
