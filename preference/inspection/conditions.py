@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 
+from preference.inspection.index import KIND_SEPARATOR
 from preference.inspection.labels import LABELS
 
 SORTS = ("question", "question_length", "chosen_length", "rejected_length", "length_difference", "kill_score",
@@ -20,8 +22,11 @@ _IDS = ("pair_id", "example_id")
 _LONGEST_SEARCH = 500
 
 
-def filter_condition(filters: dict[str, str]) -> tuple[str, list]:
-    """A condition on store.pairs and its values. Raises ValueError for an unknown filter or an impossible value."""
+def filter_condition(filters: dict[str, str], joined_kinds: Iterable[str] = ()) -> tuple[str, list]:
+    """A condition on store.pairs and its values. Raises ValueError for an unknown filter or an impossible value.
+
+    joined_kinds: the values of the column `kind`, each a query's kinds joined.
+    """
     conditions, values = ["true"], []
     for name, value in filters.items():
         value = str(value).strip()
@@ -46,8 +51,9 @@ def filter_condition(filters: dict[str, str]) -> tuple[str, list]:
             conditions.append("(person_label = ? OR pair_id IN (SELECT pair_id FROM people WHERE label = ?))")
             values += [value, value]
         elif name == "kind":
-            conditions.append("contains(chr(31) || kind || chr(31), chr(31) || ? || chr(31))")
-            values.append(value)
+            fitting = [joined for joined in joined_kinds if value in joined.split(KIND_SEPARATOR)]
+            conditions.append("kind IN (SELECT unnest(?::VARCHAR[]))")
+            values.append(fitting)
         else:
             columns = EITHER_SIDE.get(name, (name,))
             conditions.append("(" + " OR ".join(f"{column} = ?" for column in columns) + ")")

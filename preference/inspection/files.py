@@ -95,13 +95,13 @@ def judge_settings(files: Files) -> dict:
         return {}
 
 
-def connect(threads: int | None = None) -> duckdb.DuckDBPyConnection:
+def connect() -> duckdb.DuckDBPyConnection:
     """A database in memory that fetches nothing from anywhere and stays within its memory."""
-    settings = {"memory_limit": "300MB", "autoinstall_known_extensions": "false", "autoload_known_extensions": "false",
+    settings = {"memory_limit": "256MB", "autoinstall_known_extensions": "false", "autoload_known_extensions": "false",
                 "temp_directory": str(Path(tempfile.gettempdir()) / f"inspect-preferences-{os.getpid()}")}
-    if threads:
-        settings["threads"] = str(threads)
-    return duckdb.connect(":memory:", config=settings)
+    connection = duckdb.connect(":memory:", config=settings)
+    connection.execute("SET enable_progress_bar = false")  # it would go to standard output
+    return connection
 
 
 def parquet(path: Path) -> str:

@@ -38,6 +38,7 @@ SHOWN = ("row", "pair_id", "example_id", "question", "chosen_sql", "rejected_sql
          "rejected_length", "length_difference", "chosen_logp", "rejected_logp", "kill_score", "gold_fallback",
          "person_label")
 _REMEMBERED = 16
+_COLUMNS_AT_ONCE = 6
 
 
 def open_store(path: Path) -> Store:
@@ -76,10 +77,11 @@ class Store:
         self._keep = keep
         self._lock = RLock()
         self._matches: OrderedDict[str, str] = OrderedDict()
-        self._counts: OrderedDict[tuple, int] = OrderedDict()
+        self._counts: dict[str, int] = {}
         self._version: tuple | None = None
         self._checked: dict[tuple[str, str], bool] = {}
         self._facets: dict | None = None
+        self._kinds = [row["kind"] for row in self.rows("SELECT DISTINCT kind FROM store.pairs WHERE kind IS NOT NULL")]
 
     def close(self) -> None:
         self.labels.close()
@@ -208,7 +210,7 @@ class Store:
                                  "label": found[number]["label"] or found[number]["person_label"]} for number in numbers]
 
     def whole(self, number: int, rows: list[int], texts_only: bool = False) -> list[dict]:
-        """Rows of one data file with all their columns, and chosen_sql, rejected_sql and question in any case.
+        """Rows of one data file, in its order, with all their columns, and chosen_sql, rejected_sql and question in any case.
 
         texts_only: only what the content hash covers.
         """
@@ -217,22 +219,28 @@ class Store:
         if self.kind == "pairs":
             derived = {f"{side}_sql": side_text(types, side) for side in ("chosen", "rejected")}
             derived["question"] = message_text(types, "question") if "question" in types else prompt_text(types)
-        names = [name for name in ("prompt", "chosen", "rejected", "pair_id") if name in types] if texts_only else ["*"]
-        columns = ", ".join([*names, "file_row_number", *(f"{sql} AS derived_{name}" for name, sql in derived.items())])
-        try:
-            found = self.rows(f"SELECT {columns} FROM {parquet(self.files.main[number])} WHERE file_row_number IN "
-                              f"({', '.join(map(str, rows))}) ORDER BY file_row_number")
-        except duckdb.Error as error:
-            raise ValueError(f"{self.files.main[number]} cannot be read any more ({first_line(error)}). Needed is the file "
-                             "as it was opened. Open it again.") from None
-        return [{name: value for name, value in row.items() if not name.startswith("derived_") and name != "file_row_number"}
-                | {name: row[f"derived_{name}"] for name in derived} for row in found]
+        wanted = {name: f'"{name.replace(chr(34), chr(34) * 2)}"' for name in types
+                  if not texts_only or name in ("prompt", "chosen", "rejected", "pair_id")} | derived
+        found: list[dict] = [{} for _ in rows]
+        # A few columns at a time: each takes buffers of its own, which for forty together would be hundreds of MiB.
+        for start in range(0, len(wanted), _COLUMNS_AT_ONCE):
+            part = list(wanted.items())[start:start + _COLUMNS_AT_ONCE]
+            columns = ", ".join(f"{sql} AS c{place}" for place, (_, sql) in enumerate(part))
+            try:
+                read = self.rows(f"SELECT {columns} FROM {parquet(self.files.main[number])} WHERE file_row_number IN "
+                                 f"({', '.join(map(str, rows))}) ORDER BY file_row_number")
+            except duckdb.Error as error:
+                raise ValueError(f"{self.files.main[number]} cannot be read any more ({first_line(error)}). Needed is the "
+                                 "file as it was opened. Open it again.") from None
+            for row, values in zip(found, read, strict=True):
+                row |= zip((name for name, _ in part), values.values(), strict=True)
+        return found
 
     # ------------------------------------------------------------------ within
 
     def _where(self, filters: dict[str, str] | None, search: str) -> tuple[str, list]:
         self._refresh_labels()
-        where, values = filter_condition(filters or {})
+        where, values = filter_condition(filters or {}, self._kinds)
         if words := search_words(search):
             where += f" AND row IN (SELECT row FROM {self._matching(words)})"
         return where, values
@@ -252,7 +260,7 @@ class Store:
             return self._matches[key]
 
     def _count(self, where: str, values: list) -> int:
-        key = (where, *values)
+        key = json.dumps([where, values])
         with self._lock:
             if key not in self._counts:
                 self._counts[key] = self.rows(f"SELECT count(*) AS n FROM store.pairs WHERE {where}", values)[0]["n"]
