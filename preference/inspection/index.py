@@ -10,7 +10,7 @@ import duckdb
 
 from preference.inspection.files import columns_of, connect, first_line, identity, literal, parquet
 
-VERSION = 1  # of the table's layout
+VERSION = 2  # of the table's layout
 _LARGE = 20_000  # rows from which on the index is kept on disk
 _SEARCHED_CHARACTERS = 4_000
 _JUDGED_CANDIDATES = 20_000
@@ -22,7 +22,7 @@ TABLE = """CREATE TABLE store.pairs (
   gold_fallback BOOLEAN, person_label VARCHAR, chosen_sample INTEGER, same_text BOOLEAN, no_prompt BOOLEAN,
   looks_cut BOOLEAN, chosen_hash UBIGINT, rejected_hash UBIGINT)"""
 # What a query ends with that was cut off in mid-sentence.
-_CUT_ENDS = (",", "(", "=", *(f" {word}" for word in ("SELECT", "FROM", "WHERE", "AND", "OR", "BY", "ON", "JOIN", "IN")))
+_CUT = r"(?i)([,(=]| (select|from|where|and|or|by|on|join|in))$"
 KIND_SEPARATOR = "\x1f"
 _WHITE_SPACE = "' ' || chr(9) || chr(10) || chr(13) || chr(160)"
 
@@ -165,7 +165,7 @@ def _pairs_query(path: Path, types: dict[str, str], number: int, offset: int) ->
         {_cut('rejected_sql')}, chosen_verdict, chosen_reason, rejected_verdict, rejected_reason, source, strategy, kind,
         round, length(question), length(chosen_sql), length(rejected_sql), length(chosen_sql) - length(rejected_sql),
         chosen_logp, rejected_logp, kill_score, gold_fallback, person_label, chosen_sample, chosen_sql = rejected_sql,
-        no_prompt, {_looks_cut('chosen_sql')},
+        no_prompt, coalesce(regexp_matches(chosen_sql, {literal(_CUT)}), false),
         hash(asked, hash(chosen_sql)), hash(asked, hash(rejected_sql))
       FROM (SELECT *, hash({'coalesce(example_id, question)' if 'example_id' in types else 'question'}) AS asked FROM texts)"""
 
@@ -173,12 +173,6 @@ def _pairs_query(path: Path, types: dict[str, str], number: int, offset: int) ->
 def blank(text: str) -> str:
     """SQL for whether a text is missing or only white space; longer ones are not looked through, which would take seconds."""
     return f"CASE WHEN strlen({text}) > 16 THEN false ELSE coalesce(trim({text}, {_WHITE_SPACE}) = '', true) END"
-
-
-def _looks_cut(name: str) -> str:
-    """SQL for whether a query ends with a word or sign after which more must come."""
-    ends = dict.fromkeys(end for end in _CUT_ENDS for end in (end, end.lower()))
-    return "(" + " OR ".join(f"ends_with({name}, {literal(end)})" for end in ends) + ")"
 
 
 def _cut(name: str) -> str:
