@@ -57,7 +57,10 @@ class Guard:
     """
 
     def __init__(self, app, *, host: str, token: str | None, refuse: Refuse):
-        self.app, self.host, self.token, self.refuse = app, host, token, refuse
+        self.app, self.token, self.refuse = app, token, refuse
+        # Beyond loopback: the names by which other machines may know this one.
+        self.names = None if is_loopback(host) else {host.strip("[]").lower(), socket.gethostname().lower(),
+                                                     socket.getfqdn().lower()}
         self.csrf = secrets.token_urlsafe(24)
         self.session = secrets.token_urlsafe(24)
         self._wrong_token = asyncio.Lock()
@@ -112,10 +115,8 @@ class Guard:
             name = ""
         if is_loopback(name):
             return
-        if not is_loopback(self.host):
-            allowed = {self.host.lower().strip("[]"), socket.gethostname().lower(), socket.getfqdn().lower()}
-            if name in allowed or _is_address(name):  # an address needs no name server that could lie
-                return
+        if self.names is not None and (name in self.names or _is_address(name)):  # no name server lies about an address
+            return
         raise Refused(400, f"The request is addressed to {name[:100] or 'no host'!r}; this server answers only to its "
                            "own names. Open the address that it printed when it started.")
 

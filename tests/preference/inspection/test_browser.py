@@ -45,9 +45,9 @@ def serve():
     """Starts a server in a process of its own and returns its address."""
     processes = []
 
-    def start(path, **options):
-        code = (f"from pathlib import Path\nfrom preference.inspection.server import serve\n"
-                f"serve(Path({str(path)!r}), port=0, annotator='ada', browser=False, **{options!r})")
+    def start(path, prelude="", **options):
+        code = (f"from pathlib import Path\nfrom preference.inspection import views\n{prelude}\n"
+                f"from preference.inspection.server import serve\nserve(Path({str(path)!r}), port=0, annotator='ada', browser=False, **{options!r})")
         process = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
         processes.append(process)
         return re.search(r"at (http://\S+)/ ", process.stdout.readline())[1]
@@ -109,7 +109,9 @@ def test_a_person_labels_with_the_keyboard(playwright, serve, visit, run_folder)
     page.get_by_role("link", name="Pairs", exact=True).click()
     expect(page).to_have_url(re.compile("reason=columns.*search=average"))
     page.get_by_role("link", name="Clear").click()
+    expect(page.locator("#count")).to_have_text(re.compile(r"^\d+ pairs"))
     page.keyboard.press("Enter")
+    page.get_by_role("heading", name="Results").wait_for()
 
     page.keyboard.press("e")
     editor = page.get_by_label("B, SQL")
@@ -121,6 +123,7 @@ def test_a_person_labels_with_the_keyboard(playwright, serve, visit, run_folder)
     expect(page.locator("#results")).to_contain_text("Dr. Costa")
     expect(page.get_by_label("B, SQL")).to_have_value("SELECT name FROM vet ORDER BY name")
     page.get_by_role("link", name="Back to the pair's own queries").click()
+    page.get_by_role("heading", name="Results", exact=True).wait_for()
 
     first = page.url
     page.keyboard.press("c")
@@ -191,7 +194,40 @@ def test_everything_works_without_script(playwright, serve, visit, run_folder):
     page.get_by_role("button", name="Save the order").click()
     playwright.expect(page.get_by_role("status").first).to_contain_text("Saved: your order")
     page.get_by_role("button", name="Colours").click()
-    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    playwright.expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+
+
+def test_results_that_take_their_time_follow(playwright, serve, visit, run_folder):
+    slow = ("import time\nrun = views.run\nviews.ANSWER_WAIT_S, views.POLL_WAIT_S = 0.01, 0.2\n"
+            "views.run = lambda *pair: (time.sleep(1), run(*pair))[1]")
+    page = visit(serve(run_folder, slow) + "/list")
+    page.get_by_role("link", name="Label from the first").click()
+    playwright.expect(page.locator("#pending")).to_contain_text("still running")
+    playwright.expect(page.locator("#results .differs").first).to_be_visible()
+    playwright.expect(page.locator("#pending")).to_have_count(0)
+
+
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+def test_hostile_content_does_nothing_in_a_browser(serve, visit, tmp_path, viewport):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    attacks = ["</script><script>window.harmed = 1</script>", "<img src=x onerror='window.harmed = 1'>", "\u202egpj.exe \x1b[31m\x07",
+               "</textarea><a href='javascript:window.harmed=1' autofocus onfocus='window.harmed=1'>x", "x" * 1_000_000]
+    names = ("prompt", "chosen", "rejected", "question", "context", "gold_sql", "example_id", "source", "strategy", "chosen_verdict",
+             "rejected_verdict", "rejected_reason", "checkpoint_hash")
+    rows = [{name: attack[:300] if name == "example_id" else attack for name in names} | {"kind": [attack]} for attack in attacks]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "hostile.parquet")
+    address = serve(tmp_path / "hostile.parquet")
+    page = visit(address + "/list", viewport=viewport)
+    links = [link.get_attribute("href") for link in page.locator("td.question-cell a").all()]
+    assert len(links) == len(attacks)
+    for path in ("/list", "/", *links):
+        page.goto(address + path)
+        page.locator("h1").wait_for()
+        assert page.evaluate("window.harmed") is None
+        scrolled, shown = widths(page)
+        assert scrolled <= shown, path
 
 
 def test_candidates_are_ranked_by_keys_and_by_dragging(playwright, serve, visit, run_folder):
@@ -261,7 +297,7 @@ def test_pages_fit_a_phone_and_have_names_and_contrast(serve, visit, run_folder,
     address = serve(run_folder)
     page = visit(address + "/list", viewport=PHONE, color_scheme=scheme)
     pair = page.locator("td.question-cell a").nth(6).get_attribute("href")
-    for path in ("/", "/list", pair, "/question?id=clinic%2F04", "/keys", "/nowhere-list"[:0] or "/pair?id=" + pair[-16:]):
+    for path in ("/", "/list", pair, "/question?id=clinic%2F04", "/keys"):
         page.goto(address + path)
         scrolled, shown = widths(page)
         assert scrolled <= shown, path
@@ -304,7 +340,8 @@ def test_screenshots(serve, visit, run_folder, scheme, tmp_path):
     pair = page.goto(address + "/list?search=never+visited") and page.locator("td.question-cell a").first.get_attribute("href")
     for name, path in (("overview", "/"), ("list", "/list"), ("pair", pair)):
         page.goto(address + path)
-        page.wait_for_load_state("networkidle")
+        page.get_by_role("heading", name={"overview": "Labels so far", "list": "Pairs", "pair": "Results"}[name]).wait_for()
+        page.locator("#pending").wait_for(state="detached")
         page.screenshot(path=folder / f"{name}-{scheme}.png", animations="disabled", caret="hide")
         kept = SCREENSHOTS / f"{name}-{scheme}.png"
         assert kept.is_file() and kept.stat().st_size < 200_000, f"make {kept.name} with INSPECTION_SCREENSHOTS=1"
