@@ -84,9 +84,10 @@ def _print_lengths(console: Console, overview: dict) -> None:
                     f"  mean {length[f'{side}_mean']:.1f}, median {length[f'{side}_median']:,.0f}, longest "
                     f"{length[f'{side}_longest']:,}", style="dim"))
     if differences:
-        console.print(Text(f"  {'chosen - rejected, ' + str(differences['centres'][0]) + ' to ' + str(differences['centres'][-1]):<9}  ")
-                      .append(columns(differences["counts"]), style="blue").append(
-            f"  chosen longer in {length['chosen_longer']:,}, rejected longer in {length['rejected_longer']:,}", style="dim"))
+        low, high = differences["centres"][0], differences["centres"][-1]
+        console.print(Text(f"Chosen less rejected in characters, {low:,} and less to {high:,} and more", style="bold"))
+        console.print(Text("  " + " " * 9).append(columns(differences["counts"]), style="blue").append(
+            f"  longer: chosen {length['chosen_longer']:,}, rejected {length['rejected_longer']:,}", style="dim"))
     if kills := overview["kill_scores"]:
         console.print(Text("Kill score of the databases, 0 to 1", style="bold"))
         console.print(Text("  " + " " * 9).append(columns(kills["counts"]), style="blue").append(
