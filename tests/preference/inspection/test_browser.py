@@ -78,6 +78,12 @@ def visit(browser):
     assert said == []
 
 
+def press(page, key) -> None:
+    """A key once the page's script is there to hear it."""
+    page.wait_for_load_state()
+    page.keyboard.press(key)
+
+
 def stored(folder) -> list[tuple]:
     with closing(sqlite3.connect(folder / "labels.sqlite")) as connection:
         return connection.execute("SELECT annotator, label, comment FROM labels WHERE undone IS NULL ORDER BY label_id").fetchall()
@@ -91,17 +97,17 @@ def test_a_person_labels_with_the_keyboard(playwright, serve, visit, run_folder)
     expect = playwright.expect
     page = visit(serve(run_folder))
     page.get_by_role("link", name="Start labelling").wait_for()
-    page.keyboard.press("l")
+    press(page, "l")
     expect(page.locator("#count")).to_have_text(re.compile(r"^\d+ pairs"))
     everything = page.locator(".list tbody tr").count()
 
     page.get_by_label("Reason").select_option("columns")
     expect(page).to_have_url(re.compile("reason=columns"))
     expect(page.locator("#count")).to_contain_text(f"of {everything} pairs")
-    page.keyboard.press("/")
+    press(page, "/")
     expect(page.get_by_label("Search")).to_be_focused()
     page.keyboard.type("average weight")
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     expect(page.locator(".list tbody tr")).to_have_count(1)
     page.get_by_role("link", name="What is the average weight").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("What is the average weight of each kind of pet?")
@@ -110,15 +116,15 @@ def test_a_person_labels_with_the_keyboard(playwright, serve, visit, run_folder)
     expect(page).to_have_url(re.compile("reason=columns.*search=average"))
     page.get_by_role("link", name="Clear").click()
     expect(page.locator("#count")).to_have_text(re.compile(r"^\d+ pairs"))
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     page.get_by_role("heading", name="Results").wait_for()
 
-    page.keyboard.press("e")
+    press(page, "e")
     editor = page.get_by_label("B, SQL")
     expect(editor).to_be_visible()
     editor.fill("SELECT name FROM vet ORDER BY name")
-    page.keyboard.press("Escape")
-    page.keyboard.press("r")
+    press(page, "Escape")
+    press(page, "r")
     expect(page.get_by_role("heading", name="Results of the edited queries")).to_be_visible()
     expect(page.locator("#results")).to_contain_text("Dr. Costa")
     expect(page.get_by_label("B, SQL")).to_have_value("SELECT name FROM vet ORDER BY name")
@@ -126,48 +132,48 @@ def test_a_person_labels_with_the_keyboard(playwright, serve, visit, run_folder)
     page.get_by_role("heading", name="Results", exact=True).wait_for()
 
     first = page.url
-    page.keyboard.press("c")
+    press(page, "c")
     page.keyboard.type("both count the pets; b")
-    page.keyboard.press("Escape")
-    page.keyboard.press("b")
+    press(page, "Escape")
+    press(page, "b")
     expect(page.get_by_role("status").first).to_contain_text("Saved: Prefer B")
     assert stored(run_folder) == [("ada", "prefer_rejected", "both count the pets; b")]
     for key, words in (("3", "Tie"), ("g", "Gold wrong"), ("q", "Cannot be answered"), ("s", "Skip")):
-        page.keyboard.press(key)
+        press(page, key)
         expect(page.get_by_role("status").first).to_contain_text(f"Saved: {words}")
-    page.keyboard.press("u")
+    press(page, "u")
     expect(page.get_by_role("status").first).to_contain_text("Undone")
     assert [label for _, label, _ in stored(run_folder)] == ["prefer_rejected", "tie", "gold_wrong", "unanswerable"]
-    page.keyboard.press("p")
+    press(page, "p")
     expect(page.get_by_role("button", name="Cannot be answered")).to_have_attribute("aria-pressed", "true")
     page.goto(first)
     page.reload()
     expect(page.get_by_role("button", name="Prefer B")).to_have_attribute("aria-pressed", "true")
     expect(page.locator("#said")).to_contain_text("both count the pets; b")
     page.get_by_role("link", name="Pairs", exact=True).click()
-    page.get_by_label("Labels", exact=True).select_option("yes")
+    page.get_by_role("combobox", name="Labels").select_option("yes")
     expect(page.locator(".list tbody tr")).to_have_count(4)
     expect(page.locator(".list tbody tr").first).to_contain_text("Prefer B")
 
 
 def test_help_lists_the_keys_and_can_turn_them_off(playwright, serve, visit, run_folder):
     page = visit(serve(run_folder) + "/list")
-    page.keyboard.press("?")
+    press(page, "?")
     help_ = page.get_by_role("dialog", name="Keys")
     playwright.expect(help_).to_contain_text("Undo your last label")
-    page.keyboard.press("o")
+    press(page, "o")
     assert page.url.endswith("/list")  # keys rest while the help is open
     help_.get_by_label("Single keys do something").uncheck()
-    page.keyboard.press("Escape")
+    press(page, "Escape")
     playwright.expect(help_).to_be_hidden()
-    page.keyboard.press("o")
+    press(page, "o")
     page.wait_for_timeout(100)
     assert page.url.endswith("/list")
 
 
 def test_a_key_that_is_held_labels_one_pair(playwright, serve, visit, run_folder):
     page = visit(serve(run_folder) + "/list")
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     page.get_by_role("button", name="Tie").wait_for()
     for _ in range(5):
         page.keyboard.down("t")  # the second and later ones are repeats
@@ -237,8 +243,8 @@ def test_candidates_are_ranked_by_keys_and_by_dragging(playwright, serve, visit,
     expect(candidates).to_have_count(5)
     candidates.first.focus()
     for key in "2112":
-        page.keyboard.press(key)
-    page.keyboard.press("s")
+        press(page, key)
+    press(page, "s")
     expect(page.get_by_role("status").first).to_contain_text("Saved: your order")
     values = [field.input_value() for field in page.locator(".place input").all()]
     assert values == ["1", "1", "2", "2", ""]
@@ -266,9 +272,10 @@ def test_two_tabs_and_two_people_lose_nothing(playwright, serve, visit, run_fold
     other.get_by_role("button", name="Set your name").click()
     for page in (one, other):
         page.get_by_role("link", name="Label from the first").click()
+        page.get_by_role("heading", name="Results").wait_for()
     for _ in range(3):
-        one.keyboard.press("a")
-        other.keyboard.press("b")
+        press(one, "a")
+        press(other, "b")
         playwright.expect(one.get_by_role("status").first).to_contain_text("Saved: Prefer A")
         playwright.expect(other.get_by_role("status").first).to_contain_text("Saved: Prefer B")
         for page in (one, other):
@@ -283,7 +290,7 @@ def test_blind_mode_and_a_label_that_finds_its_side(playwright, serve, visit, ru
     words = page.locator("body").inner_text()
     assert "chosen" not in words and "rejected" not in words and "correct" not in words
     text = page.locator("#side-a + pre").inner_text()
-    page.keyboard.press("a")
+    press(page, "a")
     playwright.expect(page.get_by_role("status").first).to_contain_text("Saved: Prefer A")
     import pyarrow.parquet as pq
 
