@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from preference.inspection.apply import kept_pairs
-from preference.inspection.contents import labels_for
+from preference.inspection.contents import labels_for, pairs_named
 from preference.inspection.decisions import majority, on_the_executors_pair
 from preference.significance import wilson_interval
 
@@ -108,17 +108,10 @@ def measure_agreement(store: Store) -> dict:
 def _labelled_pairs(store: Store, labels: dict) -> Iterable[dict]:
     """The pairs that have labels, with all their columns; one of each id, from the file where `apply` kept it if need be."""
     seen: set[str] = set()
-    wanted = sorted(labels)
-    for start in range(0, len(wanted), 1000):
-        part = wanted[start:start + 1000]
-        places = store.rows(f"SELECT file, file_row, pair_id FROM store.pairs WHERE pair_id IN ({', '.join('?' * len(part))}) "
-                            "ORDER BY file, file_row", part)
-        for number in sorted({place["file"] for place in places}):
-            mine = [place for place in places if place["file"] == number]
-            for place, pair in zip(mine, store.whole(number, [place["file_row"] for place in mine]), strict=True):
-                if place["pair_id"] not in seen:
-                    seen.add(place["pair_id"])
-                    yield pair | {"pair_id": place["pair_id"]}
+    for pair in pairs_named(store, labels, texts_only=False):
+        if pair["pair_id"] not in seen:
+            seen.add(pair["pair_id"])
+            yield pair
     yield from kept_pairs(store, set(labels) - seen).values()
 
 

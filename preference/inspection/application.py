@@ -19,9 +19,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from preference.inspection import deeds, sides, views
+from preference.inspection import contents, deeds, sides, views
 from preference.inspection.guard import Guard, cookie_name
-from preference.inspection.labels import LabelFile
+from preference.inspection.labels import Label, LabelFile
 from preference.inspection.pages import plots, written
 from preference.inspection.selection import Selection
 from preference.inspection.store import open_store
@@ -47,10 +47,12 @@ class Site:
         self._store = open_store(self.path)
         self._opened = self._state()
         self._labels_seen: tuple = ((), {})
+        self._meant: dict[Label, Label | None] = {}
         self._lock = Lock()
         self.labels = LabelFile(self._store.labels_path)
         self._queries = ThreadPoolExecutor(2, thread_name_prefix="queries")  # the overview and a pair
         self._answers: OrderedDict[tuple, Future] = OrderedDict()
+        self._queries.submit(self._store.facets)  # the first list then finds them counted
         self.static = {name: ((PAGES / name).read_bytes(), kind) for name, kind in STATIC.items()}
         self.environment = Environment(loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined,
                                        trim_blocks=True, lstrip_blocks=True)
@@ -74,6 +76,7 @@ class Site:
             if (state := self._state()) != self._opened:
                 self._store, self._opened = open_store(self.path), state  # a request may still read the old one
                 self._answers.clear()
+                self._meant.clear()
             return self._store
 
     def _state(self) -> list[tuple]:
@@ -87,12 +90,23 @@ class Site:
                 found.append(())
         return found
 
-    def latest_labels(self) -> dict:
-        """The label that holds for each pair and annotator; read again only when a label has changed."""
-        version = self.labels.version()
+    def labels_of(self, annotator: str, pair_ids: list[str]) -> dict[str, Label]:
+        """The annotator's labels on these pairs, as words on the sides as they stand now.
+
+        A label whose hash is the pair's id needs no look at the texts; the others are looked up together, once.
+        """
+        version, store = self.labels.version(), self.store
         if self._labels_seen[0] != version:
             self._labels_seen = version, self.labels.latest()
-        return self._labels_seen[1]
+        found = {pair_id: label for pair_id in pair_ids
+                 if (label := self._labels_seen[1].get(pair_id, {}).get(annotator))}
+        unsure = [pair_id for pair_id, label in found.items() if label.content_hash != pair_id]
+        unseen = [pair_id for pair_id in unsure if found[pair_id] not in self._meant]
+        for pair in contents.pairs_named(store, unseen, texts_only=True):
+            label = found[pair["pair_id"]]
+            self._meant[label] = contents.labels_for(pair, {annotator: label}).get(annotator)
+        found |= {pair_id: self._meant.get(found[pair_id]) for pair_id in unsure}
+        return {pair_id: label for pair_id, label in found.items() if label is not None}
 
     def annotator(self, request: Request) -> str:
         """The name that this browser set, or the server's."""

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from preference.inspection.index import KIND_SEPARATOR
 from preference.inspection.labels import Label
+
+if TYPE_CHECKING:
+    from preference.inspection.store import Store
 
 EXCHANGED = {"prefer_chosen": "prefer_rejected", "prefer_rejected": "prefer_chosen"}
 
@@ -52,6 +57,20 @@ def labels_for(pair: dict, labels: dict[str, Label]) -> dict[str, Label]:
         elif label.content_hash == turned:
             held[annotator] = label._replace(label=EXCHANGED.get(label.label, label.label))
     return held
+
+
+def pairs_named(store: Store, pair_ids: Iterable[str], *, texts_only: bool) -> Iterator[dict]:
+    """Whole rows of the pairs with these ids, or only what their content hash covers; a thousand are read at once."""
+    wanted = sorted(pair_ids)
+    for start in range(0, len(wanted), 1000):
+        part = wanted[start:start + 1000]
+        places = store.rows(f"SELECT file, file_row, pair_id FROM store.pairs WHERE pair_id IN ({', '.join('?' * len(part))}) "
+                            "ORDER BY file, file_row", part)
+        for number in sorted({place["file"] for place in places}):
+            mine = [place for place in places if place["file"] == number]
+            rows = store.whole(number, [place["file_row"] for place in mine], texts_only=texts_only)
+            for place, pair in zip(mine, rows, strict=True):
+                yield pair | {"pair_id": place["pair_id"]}
 
 
 def kinds(joined: str | None) -> list[str]:

@@ -304,17 +304,9 @@ class Store:
 
         A label whose hash is the pair's id needs no look at the texts, since that id was made of them.
         """
-        unknown = sorted({label.pair_id for label in labels if label.content_hash != label.pair_id
-                          and (label.pair_id, label.content_hash) not in self._checked})
-        for start in range(0, len(unknown), 1000):
-            part = unknown[start:start + 1000]
-            places = self.rows("SELECT file, file_row, pair_id FROM store.pairs WHERE pair_id IN "
-                               f"({', '.join('?' * len(part))}) ORDER BY file, file_row", part)
-            for number in {place["file"] for place in places}:
-                mine = [place for place in places if place["file"] == number]
-                for place, pair in zip(mine, self.whole(number, [place["file_row"] for place in mine], texts_only=True),
-                                       strict=True):
-                    for found in contents.hashes_of(pair):
-                        self._checked[place["pair_id"], found] = True
+        for pair in contents.pairs_named(self, {label.pair_id for label in labels if label.content_hash != label.pair_id and
+                                               (label.pair_id, label.content_hash) not in self._checked}, texts_only=True):
+            for found in contents.hashes_of(pair):
+                self._checked[pair["pair_id"], found] = True
         return [label for label in labels if label.content_hash == label.pair_id
                 or self._checked.setdefault((label.pair_id, label.content_hash), False)]

@@ -42,13 +42,12 @@ def pairs(site, request: Request) -> Response:
     store, selection = site.store, site.selection(request)
     facets = store.facets()
     total, rows = store.page(**selection.arguments(), offset=selection.page * ROWS_A_PAGE, limit=ROWS_A_PAGE)
-    annotator, latest = site.annotator(request), site.latest_labels()
+    annotator = site.annotator(request)
+    mine = site.labels_of(annotator, [row["pair_id"] for row in rows])
     for row in rows:
         row["letters"] = letters(row["pair_id"], annotator, site.blind)
-        mine = latest.get(row["pair_id"], {}).get(annotator)
-        if mine and mine.content_hash != row["pair_id"]:  # whether the label means these texts, the texts must tell
-            mine = store.pair(row["pair_id"])["labels"].get(annotator)
-        row["my_label"] = label_words(mine.label, row["letters"]) if mine else None
+        label = mine.get(row["pair_id"])
+        row["my_label"] = label_words(label.label, row["letters"]) if label else None
     shows = {"verdict": bool(facets["verdict"]), "kind": bool(facets["kind"]), "source": len(facets["source"]) > 1}
     return site.page(request, "list.jinja", here="list", selection=selection, list_query=selection.query(), facets=facets,
                      shows=shows, rows=rows, total=total, of=store.total, first=selection.page * ROWS_A_PAGE,

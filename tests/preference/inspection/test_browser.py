@@ -42,10 +42,10 @@ def run_folder(clinic_run, tmp_path):
 
 @pytest.fixture
 def serve():
-    """Starts a server in a process of its own and returns its address."""
+    """Starts a server, whose pages wait for their results, in a process of its own and returns its address."""
     processes = []
 
-    def start(path, prelude="", **options):
+    def start(path, prelude="views.ANSWER_WAIT_S = views.OVERVIEW_WAIT_S = 60", **options):
         code = (f"from pathlib import Path\nfrom preference.inspection import views\n{prelude}\n"
                 f"from preference.inspection.server import serve\nserve(Path({str(path)!r}), port=0, annotator='ada', browser=False, **{options!r})")
         process = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
