@@ -70,8 +70,10 @@ _NO_ROWS = {"complete.json", "begun.json", "dataset_info.json", "dataset_dict.js
 def _with_company(named: Path, main: list[Path], kind: str) -> Files:
     """The files that stand beside pairs or candidates, and the run that they belong to."""
     folders = list(dict.fromkeys(file.parent for file in main))
-    run = next((place for place in (named, named.parent, named.parent.parent)
-                if place.is_dir() and list(place.glob("round-*")) or (place / "config.yaml").is_file()), None)
+    if named.is_dir() and any(folder != named for folder in folders):
+        run = named
+    else:  # a round's folder, or a file in one
+        run = next((place.parent for place in (named, named.parent) if place.is_dir() and place.name.startswith("round-")), None)
     labels = (run / "labels.sqlite" if run else named / "labels.sqlite" if named.is_dir()
               else named.with_name(f"{named.stem}.labels.sqlite"))
     beside = {name: [file for folder in folders if (file := folder / f"{name}.parquet").is_file()]

@@ -10,7 +10,7 @@ import duckdb
 
 from preference.inspection.files import columns_of, connect, first_line, identity, literal, parquet
 
-VERSION = 2  # of the table's layout
+VERSION = 3  # of the table's layout
 _LARGE = 20_000  # rows from which on the index is kept on disk
 _SEARCHED_CHARACTERS = 4_000
 _JUDGED_CANDIDATES = 20_000
@@ -134,9 +134,10 @@ def identifier(types: dict[str, str]) -> str:
     """SQL for a pair's id; one made from the texts where the file has none."""
     if "pair_id" in types:
         return "coalesce(CAST(pair_id AS VARCHAR), 'row-' || file_row_number)"
-    texts = " || chr(31) || ".join(f"coalesce(CAST(to_json({name}) AS VARCHAR), '')"
-                                   for name in ("prompt", "chosen", "rejected", "chosen_sql", "rejected_sql") if name in types)
-    return f"left(sha256({texts}), 16)"
+    texts = " || chr(31) || ".join(
+        f"coalesce({name if types[name] == 'VARCHAR' else f'CAST(to_json({name}) AS VARCHAR)'}, '')"
+        for name in ("prompt", "chosen", "rejected", "chosen_sql", "rejected_sql") if name in types)
+    return f"left(md5({texts}), 16)"  # an id and no secret: the hash that labels name is another
 
 
 def _pairs_query(path: Path, types: dict[str, str], number: int, offset: int) -> str:
