@@ -216,13 +216,14 @@ def test_megabytes_are_not_compared():
 
 
 def test_the_command_starts_at_once_and_loads_no_torch(run):
-    code = ("import sys, time; started = time.perf_counter(); from preference.inspection.command import main; "
-            f"main(['summary', {str(run)!r}]); print(time.perf_counter() - started, file=sys.stderr); "
-            "heavy = {'torch', 'transformers', 'trl', 'datasets', 'scipy', 'sqlglot', 'pandas'} & sys.modules.keys(); assert not heavy, heavy")
-    done = min((subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True,
-                               env=os.environ | {"PYTHONPATH": str(PROJECT)}) for _ in range(3)),
-               key=lambda done: float(done.stderr))
-    assert float(done.stderr) < 1, done.stderr
+    """In a second of processor time, which other processes on the machine do not change."""
+    code = ("import sys, time; from preference.inspection.command import main; "
+            f"main(['summary', {str(run)!r}]); print(time.process_time(), file=sys.stderr); "
+            "print(*{'torch', 'transformers', 'trl', 'datasets', 'scipy', 'sqlglot', 'pandas'} & sys.modules.keys(), file=sys.stderr)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True,
+                          env=os.environ | {"PYTHONPATH": str(PROJECT)})
+    seconds, heavy = done.stderr.splitlines()
+    assert heavy == "" and float(seconds) < 1, done.stderr
 
 
 @pytest.mark.parametrize("command", ["summary", "show", "serve", "label", "agreement", "apply", "export"])
