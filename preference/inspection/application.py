@@ -90,14 +90,21 @@ class Site:
                 found.append(())
         return found
 
+    def labels_version(self) -> tuple:
+        """Changes whenever a label does; () for a file that is no label file, of which the store's warnings tell."""
+        try:
+            return self.labels.version()
+        except ValueError:
+            return ()
+
     def labels_of(self, annotator: str, pair_ids: list[str]) -> dict[str, Label]:
         """The annotator's labels on these pairs, as words on the sides as they stand now.
 
         A label whose hash is the pair's id needs no look at the texts; the others are looked up together, once.
         """
-        version, store = self.labels.version(), self.store
+        version, store = self.labels_version(), self.store
         if self._labels_seen[0] != version:
-            self._labels_seen = version, self.labels.latest()
+            self._labels_seen = version, self.labels.latest() if version else {}
         found = {pair_id: label for pair_id in pair_ids
                  if (label := self._labels_seen[1].get(pair_id, {}).get(annotator))}
         unsure = [pair_id for pair_id, label in found.items() if label.content_hash != pair_id]

@@ -32,7 +32,7 @@ SIDE_EVIDENCE = ("verdict", "reason", "sample_index", "logp_sum", "tokens_round_
 def overview(site, request: Request) -> Response:
     """Counts of the whole file, what would spoil training first."""
     store = site.store
-    counted = site.in_background(("overview", store.labels.version()), lambda: overview_lines.count(store), OVERVIEW_WAIT_S)
+    counted = site.in_background(("overview", site.labels_version()), lambda: overview_lines.count(store), OVERVIEW_WAIT_S)
     return site.page(request, "overview.jinja", here="overview", counted=counted, total=store.total,
                      **({} if counted is None else overview_lines.lines(counted)))
 

@@ -343,6 +343,17 @@ def test_the_annotators_name_and_the_colours_are_remembered(client, run_folder):
     assert send(client, "/annotator", name="\u202e" * 3).status_code == 400
 
 
+def test_a_label_file_that_is_none_is_said_and_the_pairs_are_shown(open_client, run_folder):
+    (run_folder / "labels.sqlite").write_text("not a database, but long enough to look at" * 100)
+    client = open_client(run_folder)
+    [first, *_] = pair_ids(client)
+    for address in ("/list", "/", f"/pair?id={first}"):
+        answer = client.get(address)
+        assert answer.status_code == 200 and "is no label file" in text_of(answer.text), address
+    refused = send(client, f"/label?id={first}", label="tie")
+    assert refused.status_code == 400 and "is no label file" in text_of(refused.text)
+
+
 # ------------------------------------------------------------------ blind
 
 
