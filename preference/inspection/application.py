@@ -158,11 +158,13 @@ class Site:
     def page(self, request: Request, template: str, status: int = 200, **values: object) -> Response:
         """A template as the answer to a request."""
         theme = request.cookies.get("theme", "")
+        # Where the forms of the header go back to: an answer to a POST has no address that can be opened.
+        back = request.url.path if request.method == "GET" else {"/run": "/pair"}.get(request.url.path, "/list")
         whole = {
             "name": self.path.name or str(self.path), "kind": self._store.kind, "warnings": self._store.warnings,
             "csrf": request.state.csrf, "theme": theme if theme in ("light", "dark") else "",
             "annotator": self.annotator(request), "here": "", "list_query": "", "signed_in": True,
-            "address": request.url.path + (f"?{request.url.query}" if request.url.query else ""), **values,
+            "address": f"{back}?{request.url.query}" if request.url.query else back, **values,
         }
         content = self.environment.get_template(template).render(whole)
         return Response(content.encode("utf-8", "replace"), status, media_type="text/html; charset=utf-8")

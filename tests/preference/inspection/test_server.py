@@ -519,6 +519,7 @@ def test_typed_sql_runs_and_is_not_saved(client, run_folder):
     answer = send(client, f"/run?id={first}", a="SELECT name FROM vet ORDER BY name", b="DROP TABLE pet", gold="SELECT COUNT(*) FROM pet")
     shown = text_of(answer.text)
     assert answer.status_code == 200 and "Dr. Costa" in shown and "refused" in shown and "Results of the edited queries" in shown
+    assert f'name="return" value="/pair?id={first}"' in answer.text
     assert (run_folder / "clinic.sqlite").read_bytes() == before
     assert "Dr. Costa" not in text_of(client.get(f"/pair?id={first}").text)
     assert send(client, f"/run?id={first}", a="SELECT '" + "x" * 100_001 + "'").status_code == 413
