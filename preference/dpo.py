@@ -42,6 +42,7 @@ def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> No
     """The stage, from top to bottom; every step is a function of files."""
     import random
 
+    from preference.inspection.training import label_smoothing, with_peoples_words
     from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA, build_pairs
     from preference.sampling import judge, sample
     from sft import ranks
@@ -62,6 +63,7 @@ def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> No
 
     # ------------------------------------------------------------------ what is there
     folder = Path(config.run)
+    labels_file = folder / "labels.sqlite"  # people's words on pairs: only read here
     sft_config = read_stage_configuration(folder, "sft", f"{sft_command} --set run={folder}")
     adapter = folder / "sft"
     if not (adapter / "complete.json").exists():
@@ -85,6 +87,9 @@ def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> No
                 raise ValueError(f"{section}.{key} is {mine!r} here and was {theirs!r} in stage one: SFT and DPO would be "
                                  f"compared by different measures. Set {section}.{key}={theirs}.")
         accumulation_steps(config.train.global_batch_size, config.train.micro_batch_size, ranks.world_size())
+        if config.train.label_noise == "from-labels" and not labels_file.exists():
+            raise ValueError(f"train.label_noise is from-labels, but there is no {labels_file}. Make the pairs with --only "
+                             "sample, judge and pairs, label them with inspect-preferences serve, then train.")
     if ranks.is_main():
         print(f"stage two -> {folder}: {ranks.world_size()} rank(s) with {ranks.threads_per_rank()} thread(s) each")
     examples = [example for example in load(folder / "data", "train") if example["answerable"]]
@@ -150,8 +155,9 @@ def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> No
         inputs = {"candidates": output_of(candidates, "sample"), "verdicts": output_of(verdicts, "judge"),
                   "seed": config.seed, **config.pairs.model_dump()}
         if pending("pairs", pairs_file, inputs) and ranks.is_main():
-            rows, dropped = build_pairs(examples, read_parquet(candidates), read_parquet(verdicts), seed=config.seed,
-                                        schema_style=schema_style, **config.pairs.model_dump())
+            found = examples, read_parquet(candidates), read_parquet(verdicts)
+            rows, dropped = build_pairs(*found, seed=config.seed, schema_style=schema_style, **config.pairs.model_dump())
+            rows, dropped = with_peoples_words(rows, dropped, folder, *found, schema_style)
             write_parquet(place / "dropped.parquet", dropped, DROPPED_SCHEMA)
             write_parquet(pairs_file, rows, PAIRS_SCHEMA)
             mark_complete(pairs_file, inputs, {"pairs": len(rows), "dropped": len(dropped)})
@@ -162,8 +168,11 @@ def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> No
     # ------------------------------------------------------------------ train
     if "train" in steps:
         inputs = {"pairs": output_of(pairs_file, "pairs"), "checkpoint": weights, "prompt_hash": prompt,
-                  "seed": config.seed, "train": config.train.model_dump(exclude=HOW_NOT_WHAT),
+                  "seed": config.seed, "train": config.train.model_dump(exclude=HOW_NOT_WHAT | {"label_noise"}),
                   "max_new_tokens": config.evaluate.max_new_tokens}
+        if config.train.label_noise is not None:
+            share = label_smoothing(config.train.label_noise, pairs_file, labels_file) if ranks.is_main() else None
+            inputs["label_smoothing"] = ranks.gather(share)[0]
         if pending("train", place / "dpo", inputs):
             from preference.dpo_stage import train_and_publish
 

@@ -50,7 +50,8 @@ def train_and_publish(config, sft_config: dict, folder: Path, tokenizer, pairs: 
     model, state, facts = train_dpo(load_policy, tokenizer, pairs, output / "checkpoints", seed=config.seed,
                                     checkpoint=inputs["checkpoint"],
                                     bf16="bfloat16" in str(precision_dtype(settings.precision)),
-                                    **{key: getattr(settings, key) for key in keys})
+                                    **{key: getattr(settings, key) for key in keys}
+                                    | {"label_smoothing": inputs.get("label_smoothing", settings.label_smoothing)})
     trainable = sum(tensor.numel() for tensor in state.values())
     if ranks.is_main():
         save_adapter(model, tokenizer, output, {**provenance, "stage": "dpo", "sft_checkpoint": inputs["checkpoint"],

@@ -106,6 +106,7 @@ class DpoTrain(Section):
     loss_type: list[Literal["sigmoid", "sft", "ipo", "robust", "sigmoid_norm", "apo_zero", "apo_down", "hinge"]]
     loss_weights: list[float]
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
+    label_noise: Literal["from-labels"] | Annotated[float, Field(ge=0, lt=0.5)] | None
     global_batch_size: Count
     micro_batch_size: Count
     share_prompts: bool
@@ -123,6 +124,10 @@ class DpoTrain(Section):
     def _agree(self) -> DpoTrain:
         if not self.loss_type or len(self.loss_type) != len(self.loss_weights):
             raise ValueError(f"loss_weights {self.loss_weights} must have one number for each of loss_type {self.loss_type}")
+        if self.label_noise is not None and (self.label_smoothing or not {"robust", "sigmoid"} & set(self.loss_type)):
+            raise ValueError(f"label_noise {self.label_noise} stands in for label_smoothing, which only the losses robust and "
+                             f"sigmoid use; with it set label_smoothing 0.0 (now {self.label_smoothing}) and one of those in "
+                             f"loss_type (now {self.loss_type})")
         if self.load_in_4bit and self.zero_stage == 3:
             raise ValueError("load_in_4bit cannot be partitioned by zero_stage 3; use zero_stage 2")
         return self

@@ -70,6 +70,10 @@ def test_judge_pairs_and_report_load_no_torch():
         "preference.pairs",
         "preference.report",
         "preference.significance",
+        "preference.inspection.command",
+        "preference.inspection.rerun",
+        "preference.inspection.server",
+        "preference.inspection.store",
         "sft.configuration",
         "sft.prompt",
         "sft.examples",
@@ -238,10 +242,14 @@ def known_options(help_text):
     return set(re.findall(r"(--[a-z][\w-]*)", help_text))
 
 
+INSPECTION = ("summary", "show", "serve", "label", "agreement", "apply", "export")
+
+
 @pytest.fixture(scope="module")
 def help_texts():
-    """--help of the entry scripts and modules, each asked once."""
+    """--help of the entry scripts, modules and commands, each asked once."""
     texts = {script: python(script, "--help") for script in SCRIPTS}
+    texts |= {command: python("-m", "preference.inspection.command", command, "--help") for command in INSPECTION}
     return texts | {
         module: python("-m", module, "--help") for module in ("preference.answer", "reward.judge", "reward.audit")
     }
@@ -272,11 +280,15 @@ def check(words, help_texts):
             settings = [setting.replace("$run", "runs/x") for setting in found.get("--set", [])]
             read_configuration(model, PROJECT / config, settings)
             assert set(found.get("--only", [])) <= {"sample", "judge", "pairs", "train"}
+    elif program == "python" and arguments[0].endswith(".py"):
+        assert (PROJECT / arguments[0]).is_file(), f"no file {arguments[0]}"
     elif program == "python":
         assert arguments[0] == "-m"
         options_of(arguments[2:], known_options(help_texts[arguments[1]]))
     elif program == "inspect-preferences":
-        assert program in pyproject()["project"]["scripts"]
+        assert pyproject()["project"]["scripts"][program] == "preference.inspection.command:main"
+        assert arguments[0] in INSPECTION, f"no command {arguments[0]}"
+        options_of(arguments[1:], known_options(help_texts[arguments[0]]))
     else:
         assert program in ("git", "cd", "pip", "ls"), f"{program}: a command that no test knows"
 
@@ -284,6 +296,7 @@ def check(words, help_texts):
 def test_every_command_of_the_readme_names_what_exists(help_texts):
     commands = shell_commands(readme())
     assert ["bash", "launch/quickstart.sh"] in commands and ["bash", "launch/test.sh"] in commands and len(commands) > 8
+    assert {words[1] for words in commands if words[0] == "inspect-preferences"} == set(INSPECTION), "every command is documented"
     for words in commands:
         check(words, help_texts)
 

@@ -1,0 +1,86 @@
+"""What people said, handed to training: pairs that are built with their labels, and the share that they overturned."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from rich.console import Console
+
+from preference.inspection.apply import dropped_entries, quarantine, say
+from preference.inspection.decisions import overturned, revise, revised_row
+from preference.inspection.labels import LabelFile
+from preference.inspection.question import distinct_queries
+from preference.significance import wilson_interval
+from sft.artefacts import read_parquet
+from sft.prompt import render
+
+LABELS = "labels.sqlite"
+_OF_THE_SAMPLES = ("round", "seed", "checkpoint_hash", "prompt_hash")
+_OF_THE_VERDICTS = ("suite_hash", "kill_score")
+_OF_THE_EXAMPLE = ("question", "context", "database", "gold_sql", "kind")
+
+
+def with_peoples_words(pairs: list[dict], dropped: list[dict], run: Path, examples: list[dict], candidates: list[dict],
+                       verdicts: list[dict], schema_style: str) -> tuple[list[dict], list[dict]]:
+    """Pairs and dropped rows as `preference.pairs.build_pairs` gives them, with people's word above the executor's.
+
+    RUN/labels.sqlite is only read. Without one everything stays as it is.
+    """
+    if not (run / LABELS).exists():
+        return pairs, dropped
+    file = LabelFile(run / LABELS)
+    labels, rankings = file.latest(), file.rankings()
+    file.close()
+    asked = {example["example_id"]: example for example in examples}
+    samples, judged = defaultdict(list), defaultdict(dict)
+    for row in candidates:
+        if row["example_id"] in rankings:
+            samples[row["example_id"]].append(row)
+    for row in verdicts:
+        if row["example_id"] in rankings:
+            judged[row["example_id"]][row["canonical_sql"]] = row
+
+    def prompt_of(example_id: str) -> tuple[list | None, dict]:
+        if example_id not in asked or not samples[example_id]:
+            return None, {}
+        example, sample = asked[example_id], samples[example_id][0]
+        verdict = next(iter(judged[example_id].values()), {})
+        return render(example, schema_style), {
+            **{name: example[name] for name in _OF_THE_EXAMPLE}, **{name: sample[name] for name in _OF_THE_SAMPLES},
+            **{name: verdict.get(name) for name in _OF_THE_VERDICTS}}
+
+    numbered = dict(enumerate(pairs))
+    revision = revise(numbered, labels, rankings, lambda name: distinct_queries(samples[name], judged[name]), prompt_of)
+    quarantine(run / "data", revision, numbered)
+    print(f"{run / LABELS}: people's word goes above the executor's")
+    say(revision, Console(highlight=False))
+    gone = [pairs[number] | {"action": action} for number, action in revision.actions.items() if action.what == "drop"]
+    kept = [row if number not in revision.actions else revised_row(row, revision.actions[number])
+            for number, row in numbered.items()]
+    return [row for row in kept if row is not None] + revision.added, dropped + dropped_entries(gone)
+
+
+def label_smoothing(label_noise: float | str, pairs_file: Path, labels_file: Path) -> float:
+    """The share of wrong pairs to assume: the number itself, or for `from-labels` the share that people overturned.
+
+    Counted are pairs on which a majority prefers a side. Raises ValueError where there is none, or where people overturn half
+    of them or more: then the pairs teach the opposite, and no loss can help.
+    """
+    if label_noise != "from-labels":
+        return float(label_noise)
+    file = LabelFile(labels_file)
+    labels = file.latest()
+    file.close()
+    # What was dropped is not needed: those words prefer neither side.
+    turned, decided = overturned((pair for pair in read_parquet(pairs_file) if pair["pair_id"] in labels), labels)
+    if not decided:
+        raise ValueError(f"train.label_noise is from-labels, but {labels_file} prefers a side of no pair in {pairs_file}. Needed "
+                         "is at least one such label. Label with inspect-preferences serve, or give a number or null.")
+    share, (low, high) = turned / decided, wilson_interval(turned, decided)
+    if share >= 0.5:
+        raise ValueError(f"people overturned {turned} of {decided} pairs. Allowed is less than half: as they stand the pairs teach "
+                         "the opposite. Look at them (inspect-preferences agreement) before training on them.")
+    print(f"label noise: people overturned {turned} of {decided} pairs, {share:.1%} (95 % interval {low:.1%} to {high:.1%}): "
+          f"label_smoothing {share:.4f}")
+    return share
