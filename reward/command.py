@@ -102,7 +102,7 @@ def audit_text(judge: object, question: Question) -> str:
 
 def lost_verdict(question: Question, detail: str) -> str:
     """The output line of a task that the judge itself failed at."""
-    from reward.judge import lost_line
+    from reward.verdicts import lost_line
 
     return json.dumps(lost_line(question[1], detail))
 

@@ -31,6 +31,7 @@ from reward.verdicts import (
     Candidate,
     conclude,
     gold_line,
+    lost_line,
     read_candidates,
     requote,
     rests_on_luck,
@@ -316,10 +317,3 @@ class Judge:
                 self._answers.popitem(last=False)
         self._answers.move_to_end(key)
         return answers
-
-
-def lost_line(task: dict, detail: str) -> dict:
-    """The verdict line of a task that the judge itself failed at: no verdict, and never a `wrong`."""
-    suite = Suite("gold_bad", "worker", detail)
-    verdicts = [verdict("gold_bad", "worker", {"message": detail}) for _ in task["candidates"]]
-    return {"id": task["id"], "gold": gold_line(suite), "verdicts": verdicts}

@@ -155,3 +155,10 @@ def gold_line(suite: Suite) -> dict:
         "gold_rows": [member.denotation.row_count for member in suite.members],
         "suite_hash": suite.suite_hash or None,
     }
+
+
+def lost_line(task: dict, detail: str) -> dict:
+    """The verdict line of a task that the judge itself failed at: no verdict, and never a `wrong`."""
+    suite = Suite("gold_bad", "worker", detail)
+    verdicts = [verdict("gold_bad", "worker", {"message": detail}) for _ in task["candidates"]]
+    return {"id": task["id"], "gold": gold_line(suite), "verdicts": verdicts}
