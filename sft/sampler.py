@@ -84,7 +84,7 @@ def order_by_prefix(prompts: list[list[int]]) -> list[int]:
     """
     groups: list[list[int]] = []
     for index in sorted(range(len(prompts)), key=lambda index: (prompts[index], index)):
-        near = groups and common_prefix([prompts[groups[-1][-1]], prompts[index]])
+        near = groups and common_prefix(prompts[groups[-1][-1]], prompts[index])
         if groups and 2 * near >= min(len(prompts[groups[-1][-1]]), len(prompts[index])):
             groups[-1].append(index)
         else:
@@ -151,7 +151,7 @@ def _generate(model, eos, prompts, example_ids, *, samples, max_new_tokens, temp
 
 def new_prompt(prompt: list[int], slot: int, held: list[list[int]]) -> NewPrompt:
     """What is to be computed of a prompt that goes to `slot`: all but the longest prefix that some slot already holds."""
-    shared = [common_prefix([prompt, other]) for other in held]
+    shared = [common_prefix(prompt, other) for other in held]
     source = max(range(len(held)), key=lambda other: (shared[other], other == slot))
     # The last token is always computed: the first one generated depends on it.
     return NewPrompt(slot, len(prompt), source, min(shared[source], len(prompt) - 1))
