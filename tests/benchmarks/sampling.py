@@ -24,6 +24,9 @@ import time
 from pathlib import Path
 from statistics import mean, stdev
 
+# This checkout's packages; the script's own folder, which Python puts here, has files of the same names.
+sys.path[0] = str(Path(__file__).parents[2])
+
 # samples, questions (full, and quick: ours and generate's), rows at a time for ours and for generate
 CASES = {
     "short": {"samples": 8, "questions": 64, "quick": (32, 16), "rows": 128, "plain_rows": 128},
