@@ -135,8 +135,8 @@ def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> No
         else:
             from sft.sampler import generate
 
-            model, _, _ = load_for_inference(adapter, precision=config.train.precision, attention=config.train.attention,
-                                             trust_remote_code=trusted, merge=True, place=ranks.device())
+            model, _, _ = load_for_inference(adapter, precision=config.train.precision, merge=True, place=ranks.device(),
+                                             attention=config.train.attention, trust_remote_code=trusted)
         sample(candidates, inputs, examples, generate, model, tokenizer, schema_style=schema_style, seed=config.seed,
                batch_size=config.sample.batch_size, shard_size=config.sample.shard_size, round_number=1,
                checkpoint_hash=weights, prompt_hash=prompt, **sampling)
@@ -197,11 +197,12 @@ def print_yield(place: Path) -> None:
           f"{1000 * len(pairs) / max(1, tokens):.1f} pairs per 1,000); distinct queries: "
           + ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
           + f"; questions without a pair: {reasons or 'none'}")
-    marks = [json.loads(mark_path(place / f"{name}.parquet").read_text(encoding="utf-8")) for name in ("candidates", "verdicts")]
+    marks = [json.loads(mark_path(place / name).read_text(encoding="utf-8"))
+             for name in ("candidates.parquet", "verdicts.parquet")]
     if pairs and all("seconds" in mark["rows"] for mark in marks):
         sampling, judging = (mark["rows"]["seconds"] / len(pairs) for mark in marks)
-        print(f"cost of a correct pair: {tokens / len(pairs):.0f} generated tokens, {sampling + judging:.2f} s ({sampling:.2f} s "
-              f"of sampling, {judging:.2f} s of judging)")
+        print(f"cost of a correct pair: {tokens / len(pairs):.0f} generated tokens, {sampling + judging:.2f} s "
+              f"({sampling:.2f} s of sampling, {judging:.2f} s of judging)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Weights in the order in which the CPU's bf16 kernels read them; otherwise torch reorders them in every forward pass."""
+"""Weights in the order that the CPU's bf16 kernels read; otherwise torch reorders them in every forward pass."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def packed_weights(model: torch.nn.Module) -> Iterator[None]:
 
     # A layer whose forward pass something else has replaced is left alone, and so is one partitioned by ZeRO-3.
     layers = [layer for layer in model.modules() if type(layer) is torch.nn.Linear and "forward" not in vars(layer)
-              and layer.weight.dtype == torch.bfloat16 and layer.weight.device.type == "cpu" and layer.weight.dim() == 2]
+              and layer.weight.dtype == torch.bfloat16 and layer.weight.device.type == "cpu"
+              and layer.weight.dim() == 2]
     size = sum(layer.weight.nbytes for layer in layers)
     if not torch.backends.mkldnn.is_available() or size > LIMIT_BYTES:
         layers = []

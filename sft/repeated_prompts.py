@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def generate_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]],
                   example_ids: list[str], *, samples: int, batch_size: int, progress,
                   **settings) -> list[list[tuple[list[int], float, bool]]]:
-    """For each prompt and sample (token ids without EOS, logp_sum, whether it ended with EOS), longest prompts first."""
+    """For each prompt and sample (token ids without EOS, logp_sum, whether it ended with EOS)."""
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     results: list = [[] for _ in prompts]
     together = max(1, batch_size // samples)
@@ -57,7 +57,7 @@ def _generate_batch(model, tokenizer, prompts, example_ids, samples, max_new_tok
         chosen = found.gather(1, choice).squeeze(1)
         scores = values.gather(1, choice).squeeze(1).float() - normaliser
         finished = chosen == tokenizer.eos_token_id
-        for row, token, score, stop in zip(alive.tolist(), chosen.tolist(), scores.tolist(), finished.tolist(), strict=True):
+        for row, token, score, stop in zip(*(numbers.tolist() for numbers in (alive, chosen, scores, finished)), strict=True):
             tokens, logp_sum, _ = rows[row]
             rows[row] = (tokens if stop else [*tokens, token], logp_sum + score, stop)
         if finished.all() or count == max_new_tokens - 1:

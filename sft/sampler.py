@@ -1,4 +1,4 @@
-"""Sampling completions: a prompt is computed once for all its samples, and rows that finish make room for new prompts."""
+"""Sampling completions: a prompt is computed once for all its samples; rows that finish make room for new prompts."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts
              progress: Callable[[int], None] | None = None) -> list[list[Completion]]:
     """`samples` completions for every prompt (token ids), in the order of the prompts.
 
-    The distribution is that of transformers' `generate` with the same temperature (0: greedy), top_k (0: all) and top_p.
+    The distribution is that of transformers' `generate` with the same temperature (0: greedy), top_k (0: all), top_p.
     A sample depends on (seed, example_id, sample_index), the model and, through the rounding of bf16, on the prompts it
-    is generated with. batch_size counts rows (prompts x samples) that are generated at a time. `progress` is called with
-    the number of prompts that were finished since the last call.
+    is generated with. batch_size counts rows (prompts x samples) that are generated at a time. `progress` is called
+    with the number of prompts that were finished since the last call.
     """
     import torch
 
@@ -131,9 +131,8 @@ def _generate(model, eos, prompts, example_ids, *, samples, max_new_tokens, temp
         draws = torch.tensor([row.draws[len(row.tokens)] for row in rows]) if temperature else None
         choice = choose(values, draws, temperature, top_p).unsqueeze(1)
         scores = values.gather(1, choice).squeeze(1).float() - normaliser
-        finished = []
-        for number, (row, token, score) in enumerate(zip(rows, ids.gather(1, choice).squeeze(1).tolist(), scores.tolist(),
-                                                         strict=True)):
+        tokens, finished = ids.gather(1, choice).squeeze(1).tolist(), []
+        for number, (row, token, score) in enumerate(zip(rows, tokens, scores.tolist(), strict=True)):
             row.logp_sum += score
             row.tokens.append(token)
             if token == eos or len(row.tokens) == max_new_tokens:
@@ -150,7 +149,7 @@ def _generate(model, eos, prompts, example_ids, *, samples, max_new_tokens, temp
 
 
 def new_prompt(prompt: list[int], slot: int, held: list[list[int]]) -> NewPrompt:
-    """What is to be computed of a prompt that goes to `slot`: all but the longest prefix that some slot already holds."""
+    """What is to be computed of a prompt that goes to `slot`: all but the longest prefix that a slot already holds."""
     shared = [common_prefix(prompt, other) for other in held]
     source = max(range(len(held)), key=lambda other: (shared[other], other == slot))
     # The last token is always computed: the first one generated depends on it.

@@ -25,8 +25,8 @@ class CannotShareError(Exception):
 class SharedPromptCache:
     """Keys and values of prompts, one a slot, and of completions, one a row: places to write to, never concatenated.
 
-    Rows are kept dense: those being generated are 0 to n - 1. A row belongs to a slot. For each layer there are keys and
-    values of prompts [slots, key-value heads, prompt_tokens, head size] and of completions [rows, key-value heads,
+    Rows are kept dense: those being generated are 0 to n - 1. A row belongs to a slot. For each layer there are keys
+    and values of prompts [slots, key-value heads, prompt_tokens, head size] and of completions [rows, key-value heads,
     completion_tokens, head size]; they are made by the first forward pass. Both lengths follow what is held (`fit`), so
     that matrices over all of it are whole tensors, which torch multiplies without copying them first.
     """
@@ -82,7 +82,7 @@ def _move(layers: dict[int, list[torch.Tensor]], source: int, target: int, lengt
 
 @dataclass(frozen=True)
 class NewPrompt:
-    """A prompt that this forward pass computes: tokens `shared` to `length` of it; those before stand in slot `source`."""
+    """A prompt that this forward pass computes, from token `shared` on; the tokens before stand in slot `source`."""
 
     slot: int
     length: int
@@ -118,8 +118,8 @@ class Step:
         )
 
     def indices(self, key_heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """For every row and key-value head, row by row: where its newest key goes among [rows x heads x completion tokens]
-        and where it is in the stack [slots x heads x stacked]; and for every place of the stack, which row and head it is.
+        """For every row and key-value head, row by row: where its newest key goes [rows x heads x completion tokens], and
+        where it is in the stack [slots x heads x stacked]; for every place of the stack, which row and head it is.
         """
         import torch
 
@@ -148,7 +148,7 @@ class Step:
         return self.made[window, dtype]
 
     def prompt_mask(self, prompt: NewPrompt, window: int | None) -> torch.Tensor | None:
-        """Which tokens of the whole prompt each of its new tokens sees [new tokens, tokens]; None: all before itself."""
+        """Which tokens of a prompt each of its new tokens sees [new tokens, tokens]; None: all up to itself."""
         import torch
 
         if not prompt.shared and window is None:
@@ -169,7 +169,7 @@ def _additive(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _attend_rows(step: Step, query, key, value, layer, scaling: float, window: int | None) -> torch.Tensor:
-    """Attention of the rows' tokens to their prompts and to their own completions; query, key, value: [rows, heads, size].
+    """Attention of the rows' tokens [rows, heads, head size] to their prompts and to their own completions.
 
     The queries of all rows of a slot, and of all heads that share a key head, are one matrix against the prompt's keys.
     The softmax is over the keys of prompt and completion together.
@@ -243,9 +243,9 @@ def shared_prompt_attention(module, query: torch.Tensor, key: torch.Tensor, valu
 
 @contextmanager
 def shared_prompts(model: PreTrainedModel) -> Iterator[None]:
-    """Let a model compute with `shared_prompt_attention` for a while; it takes `shared_prompts=Step` in its forward pass.
+    """Let a model compute with `shared_prompt_attention` for a while; its forward pass then takes `shared_prompts`.
 
-    Raises CannotShareError for a model whose attention does not go through transformers' interface, or not in all layers.
+    Raises CannotShareError for a model whose attention does not go through transformers' interface in all layers.
     """
     from transformers import AttentionInterface
 

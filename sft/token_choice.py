@@ -27,8 +27,8 @@ def likeliest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Ten
     """The `count` largest logits of every row and their token ids, largest first: both [rows, count].
 
     They stand in the `count` groups with the largest maxima, so that only these are searched. Group g holds the ids g,
-    g + groups, g + 2 x groups and so on. Example with groups of 2: the 2 largest of [3, 1, 9, 0, 2, 8] are in the groups
-    [9, 8] (ids 2 and 5) and [3, 0].
+    g + groups, g + 2 x groups and so on. Example with groups of 2: the 2 largest of [3, 1, 9, 0, 2, 8] are in the
+    groups [9, 8] (ids 2 and 5) and [3, 0].
     """
     import torch
 

@@ -32,7 +32,7 @@ def load(path: str | Path, *, dtype: str, max_tokens: int, trust_remote_code: bo
         from vllm.lora.request import LoRARequest
     except ImportError as error:
         raise ValueError(
-            f"sample.sampler: vllm, but vLLM cannot be imported ({error}). Allowed are `builtin`, which needs nothing more, "
+            f"sample.sampler: vllm, but vLLM cannot be imported ({error}). Allowed are `builtin`, which needs nothing, "
             "and `vllm` on a machine with a GPU: pip install -e '.[vllm]', or set sample.sampler=builtin."
         ) from None
     arguments: dict[str, Any] = {}
@@ -47,9 +47,9 @@ def load(path: str | Path, *, dtype: str, max_tokens: int, trust_remote_code: bo
         if provenance.get("load_in_4bit"):
             arguments["quantization"] = "bitsandbytes"
     # generation_config "vllm": the model's own file would add end tokens that training does not know.
-    engine = LLM(model=resolve_model(base, trust_remote_code), tokenizer=str(path), dtype=dtype, max_model_len=max_tokens,
-                 enable_prefix_caching=True, logprobs_mode="raw_logprobs", generation_config="vllm",
-                 trust_remote_code=trust_remote_code, **arguments)
+    engine = LLM(model=resolve_model(base, trust_remote_code), tokenizer=str(path), dtype=dtype,
+                 max_model_len=max_tokens, enable_prefix_caching=True, logprobs_mode="raw_logprobs",
+                 generation_config="vllm", trust_remote_code=trust_remote_code, **arguments)
     return VllmModel(engine, adapter)
 
 
@@ -58,8 +58,8 @@ def generate(model: VllmModel, tokenizer, prompts: list[list[int]], example_ids:
              batch_size: int = 128, progress: Callable[[int], None] | None = None) -> list[list[Completion]]:
     """What `sft.sampler.generate` does, by vLLM; vLLM chooses its own batches, and shares prefixes by its own cache.
 
-    Each sample has a seed of its own from (seed, example_id, sample_index); the numbers drawn are vLLM's, so the samples
-    are others than the builtin sampler's.
+    Each sample has a seed of its own from (seed, example_id, sample_index); the numbers drawn are vLLM's, so the
+    samples are others than the builtin sampler's.
     """
     from vllm import SamplingParams
 
@@ -67,8 +67,8 @@ def generate(model: VllmModel, tokenizer, prompts: list[list[int]], example_ids:
                 for prompt, name in zip(prompts, example_ids, strict=True) for index in range(samples)]
     # logprobs=0: the chosen token's own; raw_logprobs: before temperature, top_k and top_p.
     parameters = [SamplingParams(n=1, temperature=temperature, top_k=top_k, top_p=top_p, max_tokens=max_new_tokens,
-                                 seed=sample_seed(seed, name, index), stop_token_ids=[tokenizer.eos_token_id], logprobs=0,
-                                 detokenize=False)
+                                 seed=sample_seed(seed, name, index), stop_token_ids=[tokenizer.eos_token_id],
+                                 logprobs=0, detokenize=False)
                   for _, name, index in requests]
     outputs = model.engine.generate([prompt for prompt, _, _ in requests], parameters, lora_request=model.adapter,
                                     use_tqdm=False)

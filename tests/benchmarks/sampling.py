@@ -3,15 +3,15 @@
     python tests/benchmarks/sampling.py [--quick] [--model PATH] [--json FILE] [--cases NAME ...]
 
 Cases: `short` (8 samples a prompt of about 90 tokens), `long` (16 samples a prompt of about 800 tokens, every schema
-another), `schema` (the same with ten questions on each schema), and `growth` (ours alone, a shard of questions and ten).
+another), `schema` (the same with ten questions on each schema), `growth` (ours alone, a shard of questions and ten).
 `generate` is set as well as its public options allow: the model's own number format, sdpa attention, prompts sorted by
 length, num_return_sequences, and the best of the row counts tried. `--quick` gives `generate` fewer prompts of the same
 kind and compares rates. Counted are the tokens kept, up to the first end token.
 On a machine that others use too, the ratio by processor time says more than that by the clock.
 
 Compared are also the outputs: our log-probabilities with those of a plain forward pass over the same tokens, and mean
-length and mean log-probability a token of the samples of both sides. Peak memory is that of a process of its own for each
-side, above what the loaded model takes: resident set on the CPU, allocated memory on a GPU.
+length and mean log-probability a token of the samples of both sides. Peak memory is that of a process of its own for
+each side, above what the loaded model takes: resident set on the CPU, allocated memory on a GPU.
 """
 
 import argparse
@@ -53,8 +53,8 @@ def main() -> None:
     ranks.start(zero=False)
     from sft.checkpoint import load_for_inference
 
-    model, tokenizer, _ = load_for_inference(arguments.model, precision=arguments.precision, attention="sdpa", merge=True,
-                                             place=ranks.device())
+    model, tokenizer, _ = load_for_inference(arguments.model, precision=arguments.precision, attention="sdpa",
+                                             merge=True, place=ranks.device())
     sides = {"ours": ours, "generate": plain}
     if arguments.alone:
         case, side = arguments.alone
@@ -81,7 +81,8 @@ def ours(model, tokenizer, prompts, case):
     from sft.sampler import generate
 
     names = [str(number) for number in range(len(prompts))]
-    found = generate(model, tokenizer, prompts, names, samples=case["samples"], batch_size=case["rows"], seed=0, **SETTINGS)
+    found = generate(model, tokenizer, prompts, names, samples=case["samples"], batch_size=case["rows"], seed=0,
+                     **SETTINGS)
     return [[((*row.token_ids, tokenizer.eos_token_id) if row.ended_with_eos else row.token_ids, row.logp_sum)
              for row in rows] for rows in found]
 
@@ -253,7 +254,7 @@ def show(case: str, found: dict) -> None:
         print(f"  {side:8} {row['tokens_per_s']:7.0f} tokens/s ({row['questions']} questions in {row['seconds']:.1f} s)"
               f"{memory}; samples: {output['mean_tokens']:.1f} +- {output['mean_tokens_error']:.1f} tokens, "
               f"{output['mean_logp']:.3f} +- {output['mean_logp_error']:.3f} nats a token")
-    print(f"  log-probabilities {found['outputs']['logp_apart_per_token']:.4f} nats a token from a plain forward pass's")
+    print(f"  log-probabilities {found['outputs']['logp_apart_per_token']:.4f} nats a token from a plain pass's")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ def test_candidates_in_shards_and_their_cost(tiny_model, tmp_path, capsys):
     assert sampler.asked == [["e0", "e1"], ["e2", "e3"], ["e4"]]
     rows = read_parquet(target)
     assert [(row["example_id"], row["sample_index"]) for row in rows] == [(f"e{n}", i) for n in range(5) for i in (0, 1)]
-    assert {(row["sql"], row["token_count"], row["logp_sum"], row["temperature"]) for row in rows} == {("SELECT 1", 3, -1.5, 1.0)}
+    columns = ("sql", "token_count", "logp_sum", "temperature")
+    assert {tuple(row[column] for column in columns) for row in rows} == {("SELECT 1", 3, -1.5, 1.0)}
     mark = json.loads((tmp_path / "candidates.complete.json").read_text())
     seconds = mark["rows"].pop("seconds")
     assert mark["rows"] == {"questions": 5, "candidates": 10} and 0 <= seconds < 60
@@ -69,7 +70,8 @@ def test_time_is_for_all_questions_judged_by_those_made(monkeypatch):
 def test_the_cost_of_a_correct_pair(tmp_path, capsys):
     """2 pairs from 10 samples of 3 tokens, 9 s of sampling and 2 s of judging."""
     candidates = [{"example_id": f"e{n}", "sample_index": i, "token_count": 3} for n in range(5) for i in (0, 1)]
-    for name, rows, schema in (("candidates", candidates, CANDIDATES_SCHEMA), ("pairs", [{"example_id": "e0"}] * 2, PAIRS_SCHEMA),
+    for name, rows, schema in (("candidates", candidates, CANDIDATES_SCHEMA),
+                               ("pairs", [{"example_id": "e0"}] * 2, PAIRS_SCHEMA),
                                ("verdicts", [{"example_id": "e0", "verdict": "correct"}], VERDICTS_SCHEMA),
                                ("dropped", [{"example_id": "e1", "reason": "all wrong"}], DROPPED_SCHEMA)):
         write_parquet(tmp_path / f"{name}.parquet", rows, schema)
@@ -79,4 +81,5 @@ def test_the_cost_of_a_correct_pair(tmp_path, capsys):
     assert "cost" not in capsys.readouterr().out  # the judging was timed by nobody
     mark_complete(tmp_path / "verdicts.parquet", {}, {"verdicts": 1, "seconds": 2})
     print_yield(tmp_path)
-    assert "cost of a correct pair: 15 generated tokens, 5.50 s (4.50 s of sampling, 1.00 s of judging)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "cost of a correct pair: 15 generated tokens, 5.50 s (4.50 s of sampling, 1.00 s of judging)" in said

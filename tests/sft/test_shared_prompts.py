@@ -26,8 +26,9 @@ from sft.checkpoint import load_tokenizer
 from sft.sampler import generate, order_by_prefix
 from sft.shared_prompt_attention import COMPLETION_TOKENS, SharedPromptCache, Step, shared_prompt_attention
 
-SHAPE = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+SHAPE = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 1,
+         "eos_token_id": 2, "pad_token_id": 0}
 # Windows shorter than the prompts below, so that their beginning passes out of sight while rows go on.
 MODELS = {
     "llama": LlamaConfig(**SHAPE),
@@ -37,7 +38,7 @@ MODELS = {
     "mistral, window of 9": MistralConfig(**SHAPE, head_dim=16, sliding_window=9),
     "qwen2, window in two layers": Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=7, max_window_layers=1),
     "gemma3, window and full": Gemma3TextConfig(**SHAPE, head_dim=16, sliding_window=8, query_pre_attn_scalar=16,
-                                                layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+                                                layer_types=[f"{kind}_attention" for kind in ("sliding", "full", "sliding")]),
 }
 SHARED = list(range(40, 70))
 PROMPTS = [[*SHARED, 100, 101, 102], list(range(200, 212)), [*SHARED, 100, 103], [300], [*SHARED, *range(400, 420)],
@@ -84,6 +85,14 @@ def steps(monkeypatch):
     return made
 
 
+def greedily(model, prompt, count):
+    """What transformers generates: token ids, the end token too where it comes."""
+    settings = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=2, pad_token_id=0)
+    ids = torch.tensor([prompt])
+    rows = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+    return rows[0, len(prompt) :].tolist()
+
+
 def names(prompts):
     return [f"question {number}" for number in range(len(prompts))]
 
@@ -91,11 +100,9 @@ def names(prompts):
 def test_greedy_tokens_are_those_of_transformers(model, tokenizer, steps):
     found = generate(model, tokenizer, PROMPTS, names(PROMPTS), max_new_tokens=20, batch_size=3)
     assert steps
-    greedy = GenerationConfig(max_new_tokens=20, do_sample=False, eos_token_id=2, pad_token_id=0)
     different = set()
     for prompt, [completion] in zip(PROMPTS, found, strict=True):
-        ids = torch.tensor([prompt])
-        theirs = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy)[0, len(prompt) :].tolist()
+        theirs = greedily(model, prompt, 20)
         assert [*completion.token_ids, *([2] if completion.ended_with_eos else [])] == theirs
         different.add(tuple(theirs))
     assert len(different) > 4
@@ -155,26 +162,25 @@ def test_an_attention_with_other_terms_takes_the_plain_path_with_the_same_tokens
     found = generate(model, tokenizer, PROMPTS, names(PROMPTS), progress=seen.append, **settings)
     assert len(steps) == 1 and sum(seen) == len(PROMPTS)  # the first pass was refused
     assert model.config._attn_implementation == "eager"
-    greedy = GenerationConfig(max_new_tokens=12, do_sample=False, eos_token_id=2, pad_token_id=0)
-    for prompt, [completion] in zip(PROMPTS, generate(model, tokenizer, PROMPTS, names(PROMPTS), max_new_tokens=12), strict=True):
-        ids = torch.tensor([prompt])
-        theirs = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy)[0, len(prompt) :].tolist()
+    likeliest = generate(model, tokenizer, PROMPTS, names(PROMPTS), max_new_tokens=12)
+    for prompt, [completion] in zip(PROMPTS, likeliest, strict=True):
+        theirs = greedily(model, prompt, 12)
         assert [*completion.token_ids, *([2] if completion.ended_with_eos else [])] == theirs
     llama = random_model(MODELS["llama"])
     shared = generate(llama, tokenizer, PROMPTS, names(PROMPTS), **settings)
     llama._supports_attention_backend = False
-    assert [[row.token_ids for row in rows] for rows in generate(llama, tokenizer, PROMPTS, names(PROMPTS), **settings)] == [
-        [row.token_ids for row in rows] for rows in shared]
+    plain = generate(llama, tokenizer, PROMPTS, names(PROMPTS), **settings)
+    assert [[row.token_ids for row in rows] for rows in plain] == [[row.token_ids for row in rows] for rows in shared]
     assert len({row.token_ids for rows in found for row in rows}) > 10
 
 
 def test_every_prompt_token_is_computed_once_and_every_row_once_a_token(tokenizer, steps):
     """Seven prompts, four of them with the same 30 tokens; the work is counted by the tokens of every forward pass."""
     model = often_ending(random_model(MODELS["llama"]))
-    found = generate(model, tokenizer, PROMPTS, names(PROMPTS), samples=2, max_new_tokens=10, temperature=3.0, batch_size=8,
-                     seed=2)
+    found = generate(model, tokenizer, PROMPTS, names(PROMPTS), samples=2, max_new_tokens=10, temperature=3.0,
+                     batch_size=8, seed=2)
     computed = sum(prompt.length - prompt.shared for step in steps for prompt in step.new)
-    # 30 once, then 20, 100 101 102, 103, and the last token of the prompt that is all prefix; 25, 12 and 1 of the others.
+    # 30 once, then 20, 100 101 102, 103, and the last token of the one that is all prefix; 25, 12 and 1 of the others.
     assert computed == 30 + 20 + 3 + 1 + 1 + 25 + 12 + 1
     rows = sum(step.rows for step in steps)
     # The first token of a completion comes from the prompt's own pass.

@@ -13,7 +13,7 @@ END = 2
 
 
 class FakeEngine:
-    """Answers request number n with n tokens, and an end token where n is even; every token has log-probability -0.5."""
+    """Answers request number n with n tokens, and an end token where n is even; log-probability -0.5 a token."""
 
     made = None
 
@@ -45,8 +45,8 @@ def test_requests_and_completions(vllm, tiny_model):
     tokenizer = load_tokenizer(tiny_model)
     model = vllm_sampler.load(tiny_model, dtype="bfloat16", max_tokens=80)
     done = []
-    found = vllm_sampler.generate(model, tokenizer, [[5, 6], [7]], ["a", "b"], samples=2, max_new_tokens=9, temperature=0.7,
-                                  top_k=32, top_p=0.9, seed=3, progress=done.append)
+    found = vllm_sampler.generate(model, tokenizer, [[5, 6], [7]], ["a", "b"], samples=2, max_new_tokens=9,
+                                  temperature=0.7, top_k=32, top_p=0.9, seed=3, progress=done.append)
     prompts, parameters, adapter, _ = FakeEngine.made.asked
     assert [prompt["prompt_token_ids"] for prompt in prompts] == [[5, 6], [5, 6], [7], [7]]
     assert adapter is None and done == [2]
