@@ -52,11 +52,11 @@ def audit_example(judge: Judge, example: dict) -> dict:
         return _line("gold_bad", "schema", "the example has neither context nor database")
     suite = judge.suite(gold, database, context)
     score = {"mutants": suite.mutants, "killed": suite.killed}
-    if suite.status != "ok":
-        return _line("gold_bad", suite.reason, _detail(suite), **score)
-    if suite.empty:
+    if suite.empty:  # said first: it is why few mutants are told apart
         where = "on its database" if [m.database.tier for m in suite.members] == ["given"] else "on any database made"
         return _line("gold_bad", "empty", f"gold has no rows {where}", **score)
+    if suite.status != "ok":
+        return _line("gold_bad", suite.reason, _detail(suite), **score)
     if parse(suite.gold_sql) is None:
         return _line("gold_bad", "parse", "SQLite runs it, but sqlglot cannot parse it", **score)
     given_empty = any(m.database.tier == "given" and m.denotation.row_count == 0 for m in suite.members)

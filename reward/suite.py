@@ -99,12 +99,12 @@ class SuiteBuilder:
         survivors = selection.measure(members)
         mutants = len(selection.ran - selection.equal)
         killed = mutants - len(survivors)
+        empty = all(member.denotation.row_count == 0 for member in members)
         judged_on_file_alone = path is not None and self.databases == "given"
         if mutants >= _FEW_MUTANTS and killed < self.min_kill_score * mutants and not judged_on_file_alone:
             detail = f"{killed} of {mutants} mutants told apart; at least {self.min_kill_score:.0%} are needed"
-            return Suite("gold_bad", "undiscriminated", detail, sql, (), False, "", mutants, killed, survivors)
+            return Suite("gold_bad", "undiscriminated", detail, sql, (), empty, "", mutants, killed, survivors)
         digest = hashlib.sha256("|".join([content_hash, *(m.database.key for m in members)]).encode()).hexdigest()[:16]
-        empty = all(member.denotation.row_count == 0 for member in members)
         return Suite("ok", "", "", sql, tuple(members), empty, digest, mutants, killed, survivors)
 
     def _file(self, path: str) -> tuple[Database, Schema, str]:

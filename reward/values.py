@@ -51,7 +51,9 @@ def random_value(column: Column, numeric: bool, rng: random.Random) -> object:
     declared = column.declared.upper() if affinity == "numeric" else ""
     if not numeric and ("date" in name or "DATE" in declared or "TIME" in declared):
         return f"{rng.randint(1995, 2021)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
-    if affinity == "real" or (affinity == "numeric" and not numeric):
+    if affinity == "real":
+        return (1 + int(rng.random() * 2000)) / 8  # three decimals, so that rounding shows; sums are exact
+    if affinity == "numeric" and not numeric:
         return (1 + int(rng.random() * 2000)) / 10  # faster than randint, which counts here
     if affinity == "integer" or numeric:
         return 1 + int(rng.random() * 100)

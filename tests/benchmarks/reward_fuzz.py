@@ -170,7 +170,9 @@ class _Oracle:
                 orders = {order for order, rows in turned.items() if self._equal(rows, gold[1])}
                 if not orders:
                     return "wrong"
-        return verdict
+        # An order that comes without ORDER BY is luck; the judge asks once more with the rows visited backwards.
+        lucky = verdict == "correct" and self.ordered and "ORDER" not in words
+        return None if lucky else verdict
 
     def _equal(self, found: list[tuple], gold: list[tuple]) -> bool:
         """Equal as bags, and in the first column as lists where gold is sorted by it."""

@@ -35,6 +35,7 @@ def first(example):
         ("SELECT c FROM t", "sql_error"),
         ("SELECT a FROM t OFFSET 1", "sql_error"),
         ("SELECT a FROM t WHERE 1 = 2", "empty"),
+        ("SELECT a FROM t WHERE a > 5 AND a < 3", "empty"),
         ("SELECT a FROM t WHERE a > random()", "unstable"),
         ("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT MAX(i) FROM n", "timeout"),
     ],

@@ -216,6 +216,17 @@ def test_two_workers_give_the_same_lines_in_order(judges):
         assert list(judge.stream(tasks)) == list(judges["both"].stream(tasks))
 
 
+@pytest.mark.parametrize(
+    ("declared", "digits", "expected"), [("REAL", 2, "wrong"), ("FLOAT", 1, "wrong"), ("DECIMAL(8, 2)", 2, "correct")]
+)
+def test_rounding_shows_where_a_column_may_hold_more_digits(judges, declared, digits, expected):
+    ddl = f"CREATE TABLE item (name TEXT, price {declared})"
+    candidates = [f"SELECT name, ROUND(price, {digits}) FROM item"]
+    task = {"id": 1, "gold": "SELECT name, price FROM item", "candidates": candidates, "context": ddl}
+    [verdict] = judges["both"].question(task)["verdicts"]
+    assert verdict["verdict"] == expected
+
+
 def test_command_reports_bad_lines_and_resumes(tmp_path, judges):
     tasks = [{"id": number, "gold": GOLD, "candidates": [GOLD, "SELECT 1"], "context": DDL} for number in range(3)]
     lines = [json.dumps(tasks[0]), "{broken", json.dumps(tasks[1]), json.dumps({"id": 9}), json.dumps(tasks[2])]
