@@ -44,7 +44,7 @@ def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> No
 
     from preference.inspection.training import label_smoothing, with_peoples_words
     from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA, build_pairs
-    from preference.sampling import judge, sample
+    from preference.sampling import judge, print_yield, sample
     from sft import ranks
     from sft.artefacts import file_hash, is_complete, mark_complete, read_parquet, write_parquet
     from sft.checkpoint import (
@@ -178,31 +178,6 @@ def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> No
 
             train_and_publish(config, sft_config, folder, tokenizer, read_parquet(pairs_file), inputs)
     ranks.finish()
-
-
-def print_yield(place: Path) -> None:
-    """Say what sampling and judging brought and cost: pairs, and why questions gave none."""
-    import json
-    from collections import Counter
-
-    from sft.artefacts import mark_path, read_parquet
-
-    candidates, dropped = read_parquet(place / "candidates.parquet"), read_parquet(place / "dropped.parquet")
-    verdicts = Counter(row["verdict"] for row in read_parquet(place / "verdicts.parquet"))
-    pairs = read_parquet(place / "pairs.parquet")
-    tokens = sum(row["token_count"] for row in candidates)
-    questions = len({row["example_id"] for row in candidates})
-    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(row["reason"] for row in dropped).most_common())
-    print(f"pairs: {len(pairs)} from {questions} questions, {len(candidates)} samples ({tokens} tokens: "
-          f"{1000 * len(pairs) / max(1, tokens):.1f} pairs per 1,000); distinct queries: "
-          + ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
-          + f"; questions without a pair: {reasons or 'none'}")
-    marks = [json.loads(mark_path(place / name).read_text(encoding="utf-8"))
-             for name in ("candidates.parquet", "verdicts.parquet")]
-    if pairs and all("seconds" in mark["rows"] for mark in marks):
-        sampling, judging = (mark["rows"]["seconds"] / len(pairs) for mark in marks)
-        print(f"cost of a correct pair: {tokens / len(pairs):.0f} generated tokens, {sampling + judging:.2f} s "
-              f"({sampling:.2f} s of sampling, {judging:.2f} s of judging)")
 
 
 if __name__ == "__main__":

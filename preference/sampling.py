@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from preference.pairs import verdict_key
 from reward.cache import default_folder
 from reward.judge import Judge
 from sft import ranks
-from sft.artefacts import join_shards, make_in_shards, mark_complete, read_parquet
+from sft.artefacts import join_shards, make_in_shards, mark_complete, mark_path, read_parquet
 from sft.evaluation import candidate, judge_tasks
 from sft.prompt import completion_ids, prompt_ids, read_completion, render
 
@@ -121,3 +122,23 @@ def judge(target: Path, inputs: dict, examples: list[dict], candidates: Path, *,
         count = join_shards(target, VERDICTS_SCHEMA)
         mark_complete(target, inputs, {"questions": len(asked), "verdicts": count, **cost})
     ranks.barrier()
+
+
+def print_yield(place: Path) -> None:
+    """Say what sampling and judging brought and cost: pairs, and why questions gave none."""
+    candidates, dropped = read_parquet(place / "candidates.parquet"), read_parquet(place / "dropped.parquet")
+    verdicts = Counter(row["verdict"] for row in read_parquet(place / "verdicts.parquet"))
+    pairs = read_parquet(place / "pairs.parquet")
+    tokens = sum(row["token_count"] for row in candidates)
+    questions = len({row["example_id"] for row in candidates})
+    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(row["reason"] for row in dropped).most_common())
+    print(f"pairs: {len(pairs)} from {questions} questions, {len(candidates)} samples ({tokens} tokens: "
+          f"{1000 * len(pairs) / max(1, tokens):.1f} pairs per 1,000); distinct queries: "
+          + ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
+          + f"; questions without a pair: {reasons or 'none'}")
+    marks = [json.loads(mark_path(place / name).read_text(encoding="utf-8"))
+             for name in ("candidates.parquet", "verdicts.parquet")]
+    if pairs and all("seconds" in mark["rows"] for mark in marks):
+        sampling, judging = (mark["rows"]["seconds"] / len(pairs) for mark in marks)
+        print(f"cost of a correct pair: {tokens / len(pairs):.0f} generated tokens, {sampling + judging:.2f} s "
+              f"({sampling:.2f} s of sampling, {judging:.2f} s of judging)")

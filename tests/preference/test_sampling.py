@@ -5,9 +5,8 @@ import json
 import pytest
 
 from preference import sampling
-from preference.dpo import print_yield
 from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA
-from preference.sampling import CANDIDATES_SCHEMA, VERDICTS_SCHEMA, sample, time_taken
+from preference.sampling import CANDIDATES_SCHEMA, VERDICTS_SCHEMA, print_yield, sample, time_taken
 from sft.artefacts import mark_complete, read_parquet, write_parquet
 from sft.checkpoint import load_tokenizer
 from sft.sampler import Completion
