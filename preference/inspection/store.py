@@ -204,7 +204,7 @@ class Store:
             return []
         self._refresh_labels()
         found = {row["row"]: row for row in self.rows(
-            f"SELECT {', '.join(SHOWN)}, label FROM store.pairs LEFT JOIN (SELECT pair_id, arg_max(label, time) AS label "
+            f"SELECT {', '.join(SHOWN)}, label FROM store.pairs LEFT JOIN (SELECT pair_id, arg_max(label, label_id) AS label "
             f"FROM people GROUP BY pair_id) USING (pair_id) WHERE row IN ({', '.join(map(str, numbers))})")}
         return [found[number] | {"kind": contents.kinds(found[number]["kind"]),
                                  "label": found[number]["label"] or found[number]["person_label"]} for number in numbers]
@@ -280,7 +280,7 @@ class Store:
         return {name: sorted(counts.items(), key=lambda item: (-item[1], item[0])) for name, counts in found.items()}
 
     def _refresh_labels(self) -> None:
-        """Bring the table `people` (pair_id, label, time) up to the label file, where that has changed."""
+        """Bring the table `people` (pair_id, label, label_id) up to the label file, where that has changed."""
         with self._lock:
             try:
                 version = self.labels.version()
@@ -294,8 +294,8 @@ class Store:
                 return
             held = self._meant(held)
             self.rows("CREATE OR REPLACE TABLE people AS SELECT unnest(?::VARCHAR[]) AS pair_id, unnest(?::VARCHAR[]) AS label, "
-                      "unnest(?::VARCHAR[]) AS time",
-                      [[getattr(label, name) for label in held] for name in ("pair_id", "label", "time")])
+                      "unnest(?::BIGINT[]) AS label_id",
+                      [[getattr(label, name) for label in held] for name in ("pair_id", "label", "label_id")])
             self._version = version
             self._counts.clear()
 

@@ -60,7 +60,7 @@ def test_dpo_learns_the_sides_that_people_prefer(clinic_run, policy, tmp_path):
     assert share == 3 / 8
     load, tokenizer = policy
     settings = {"epochs": 12, "learning_rate": 5e-3, "warmup_share": 0.0, "beta": 0.1, "loss_weights": [1.0], "global_batch_size": 4,
-                "micro_batch_size": 4, "gradient_checkpointing": False, "max_length": 512, "save_steps": 1000, "zero_stage": 0,
+                "micro_batch_size": 4, "share_prompts": True, "checkpoint": "clinic", "gradient_checkpointing": False, "max_length": 512, "save_steps": 1000, "zero_stage": 0,
                 "offload": "none", "bf16": False, "seed": 0, "trl": {}}
     reference = load()
     model, _, facts = train_dpo(load, tokenizer, pairs, tmp_path / "robust", loss_type=["robust"], label_smoothing=share, **settings)
