@@ -189,7 +189,7 @@ class Store:
 
         return make_overview(self)
 
-    # ------------------------------------------------------------------ for the rooms beside this one
+    # ------------------------------------------------------------------ for the modules beside this one
 
     def rows(self, query: str, values: list | None = None) -> list[dict]:
         """The rows of a query on the index or on Parquet files."""
