@@ -26,8 +26,11 @@ def packed_weights(model: torch.nn.Module) -> Iterator[None]:
     """
     import torch
 
-    # A layer whose forward pass something else has replaced is left alone, and so is one partitioned by ZeRO-3.
+    # The LM head gains least and is large. A layer whose forward pass something else has replaced is left alone, and so
+    # is one partitioned by ZeRO-3.
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     layers = [layer for layer in model.modules() if type(layer) is torch.nn.Linear and "forward" not in vars(layer)
+              and layer is not head
               and layer.weight.dtype == torch.bfloat16 and layer.weight.device.type == "cpu"
               and layer.weight.dim() == 2]
     size = sum(layer.weight.nbytes for layer in layers)

@@ -102,8 +102,8 @@ def _generate(model, eos, prompts, example_ids, *, samples, max_new_tokens, temp
 
     place = model.device
     waiting = order_by_prefix(prompts)[::-1]
-    # Rows finish at different steps: with twice the slots that full ones would take, stragglers keep no prompt waiting.
-    slots = min(len(prompts), batch_size // samples * (1 if samples == 1 else 2))
+    # Rows finish at different steps: with half as many slots again as full ones would take, stragglers keep few waiting.
+    slots = min(len(prompts), batch_size // samples if samples == 1 else -(-3 * batch_size // (2 * samples)))
     cache = SharedPromptCache(slots, min(batch_size, len(prompts) * samples))
     held: list[list[int]] = [[] for _ in range(slots)]  # the prompt in each slot, also after its rows have finished
     in_use: list[int] = [0] * slots  # rows of each slot that are being generated

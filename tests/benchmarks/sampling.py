@@ -10,30 +10,33 @@ kind and compares rates. Counted are the tokens kept, up to the first end token.
 On a machine that others use too, the ratio by processor time says more than that by the clock.
 
 Compared are also the outputs: our log-probabilities with those of a plain forward pass over the same tokens, and mean
-length and mean log-probability a token of the samples of both sides. Peak memory is that of a process of its own for
-each side, above what the loaded model takes: resident set on the CPU, allocated memory on a GPU.
+length and mean log-probability a token of the samples of both sides. Peak memory is what each side adds
+to the process, the loaded model aside: resident set on the CPU, allocated memory on a GPU. `--model RUN/sft` takes an
+adapter: its answers end after some 25 tokens, as in stage two, where the base model goes on to the limit.
 """
 
 import argparse
 import json
-import resource
-import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 
-# This checkout's packages; the script's own folder, which Python puts here, has files of the same names.
-sys.path[0] = str(Path(__file__).parents[2])
+# This checkout's packages before the script's own folder, which has files of the same names.
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from peak_memory import with_peak_bytes
 
 # samples, questions (full, and quick: ours and generate's), rows at a time for ours and for generate
 CASES = {
-    "short": {"samples": 8, "questions": 64, "quick": (32, 16), "rows": 128, "plain_rows": 128},
-    "long": {"samples": 16, "questions": 16, "quick": (8, 2), "rows": 128, "plain_rows": 64},
-    "schema": {"samples": 16, "questions": 20, "quick": (10, 2), "rows": 128, "plain_rows": 64},
+    "short": {"samples": 8, "questions": 64, "quick": (16, 4), "rows": 96, "plain_rows": 64},
+    "long": {"samples": 16, "questions": 16, "quick": (6, 1), "rows": 96, "plain_rows": 64},
+    "schema": {"samples": 16, "questions": 20, "quick": (10, 1), "rows": 96, "plain_rows": 64},
 }
-SETTINGS = {"max_new_tokens": 96, "temperature": 1.0, "top_k": 32, "top_p": 1.0}
+SETTINGS = {"temperature": 1.0, "top_k": 32, "top_p": 1.0}
+MAX_NEW_TOKENS = 96
 
 
 def main() -> None:
@@ -43,9 +46,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=(*CASES, "growth"), default=[*CASES, "growth"])
     parser.add_argument("--quick", action="store_true", help="under three minutes on two cores")
     parser.add_argument("--rounds", type=int, default=1, help="times that both sides take turns (default: 1)")
-    parser.add_argument("--no-memory", action="store_true", help="leave the measurements of peak memory out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--alone", nargs=2, metavar=("CASE", "SIDE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     from sft import ranks
 
@@ -56,15 +57,8 @@ def main() -> None:
     model, tokenizer, _ = load_for_inference(arguments.model, precision=arguments.precision, attention="sdpa",
                                              merge=True, place=ranks.device())
     sides = {"ours": ours, "generate": plain}
-    if arguments.alone:
-        case, side = arguments.alone
-        prompts = prompts_of(tokenizer, case)[: CASES[case]["quick"][side == "generate"]]
-        before = memory_bytes(model)
-        sides[side](model, tokenizer, prompts, CASES[case])
-        print(json.dumps(memory_bytes(model) - before))
-        return
     found = {"model": arguments.model, "dtype": str(model.dtype), "device": str(model.device),
-             "threads": ranks.threads_per_rank(), "settings": SETTINGS}
+             "threads": ranks.threads_per_rank(), "settings": {"max_new_tokens": MAX_NEW_TOKENS, **SETTINGS}}
     for case in arguments.cases:
         found[case] = growth(model, tokenizer, arguments.quick) if case == "growth" else compare(
             model, tokenizer, case, arguments, sides)
@@ -82,7 +76,7 @@ def ours(model, tokenizer, prompts, case):
 
     names = [str(number) for number in range(len(prompts))]
     found = generate(model, tokenizer, prompts, names, samples=case["samples"], batch_size=case["rows"], seed=0,
-                     **SETTINGS)
+                     max_new_tokens=case.get("max_new_tokens", MAX_NEW_TOKENS), **SETTINGS)
     return [[((*row.token_ids, tokenizer.eos_token_id) if row.ended_with_eos else row.token_ids, row.logp_sum)
              for row in rows] for rows in found]
 
@@ -99,6 +93,7 @@ def plain(model, tokenizer, prompts, case):
         width = inputs["input_ids"].shape[1]
         with torch.inference_mode():
             rows = model.generate(**inputs, do_sample=True, num_return_sequences=case["samples"], use_cache=True,
+                                  max_new_tokens=case.get("max_new_tokens", MAX_NEW_TOKENS),
                                   eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **SETTINGS)
         for number, ids in enumerate(rows[:, width:].tolist()):
             end = ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids)
@@ -109,13 +104,20 @@ def plain(model, tokenizer, prompts, case):
 # ---------------------------------------------------------------------- the work
 
 
-def prompts_of(tokenizer, case: str) -> list[list[int]]:
-    """Prompts from the embedded databases: short ones, or long ones whose schema holds several databases' tables."""
+@cache
+def embedded_rows() -> list[dict]:
+    """The embedded training questions."""
     from sft.embedded.questions import build
-    from sft.prompt import prompt_ids, render
 
     with tempfile.TemporaryDirectory() as folder:
-        rows = build(0, Path(folder))["train"]
+        return build(0, Path(folder))["train"]
+
+
+def prompts_of(tokenizer, case: str) -> list[list[int]]:
+    """Prompts from the embedded databases: short ones, or long ones whose schema holds several databases' tables."""
+    from sft.prompt import prompt_ids, render
+
+    rows = embedded_rows()
     questions: dict[str, list[str]] = {}
     for row in rows:
         questions.setdefault(row["context"], []).append(row["question"])
@@ -144,37 +146,38 @@ def compare(model, tokenizer, case: str, arguments, sides) -> dict:
     counts = work["quick"] if arguments.quick else (work["questions"],) * 2
     parts = {"ours": prompts[: counts[0]], "generate": prompts[: counts[1]]}
     for side, run in sides.items():  # what happens once is not measured
-        run(model, tokenizer, [prompt[-32:] for prompt in prompts[:2]], work)
-    seconds, cpu, rows = dict.fromkeys(sides, 0.0), dict.fromkeys(sides, 0.0), {}
+        run(model, tokenizer, [prompt[-32:] for prompt in prompts[:2]], work | {"max_new_tokens": 4})
+    (seconds, cpu, peaks), rows = (dict.fromkeys(sides, 0.0) for _ in range(3)), {}
     for turn in range(arguments.rounds):
         for side in sorted(sides, reverse=turn % 2 == 0):
             started, used = time.perf_counter(), time.process_time()
-            rows[side] = sides[side](model, tokenizer, parts[side], work)
+            rows[side], peak = with_peak_bytes(lambda side=side: sides[side](model, tokenizer, parts[side], work))
+            peaks[side] = max(peaks[side], peak)
             seconds[side] += time.perf_counter() - started
             cpu[side] += time.process_time() - used
     found = {"samples": work["samples"], "prompt_tokens": mean(map(len, parts["ours"])), "rounds": arguments.rounds}
     for side in sides:
         tokens = sum(len(ids) for row in rows[side] for ids, _ in row) * arguments.rounds
         found[side] = {"questions": len(parts[side]), "rows": work["rows" if side == "ours" else "plain_rows"],
-                       "seconds": seconds[side], "cpu_seconds": cpu[side], "tokens": tokens,
+                       "seconds": seconds[side], "cpu_seconds": cpu[side], "tokens": tokens, "peak_bytes": peaks[side],
                        "tokens_per_s": tokens / seconds[side], "tokens_per_cpu_s": tokens / cpu[side],
                        "questions_per_s": len(parts[side]) * arguments.rounds / seconds[side]}
     found["ratio"] = found["ours"]["tokens_per_s"] / found["generate"]["tokens_per_s"]
     found["ratio_cpu"] = found["ours"]["tokens_per_cpu_s"] / found["generate"]["tokens_per_cpu_s"]
     found["ratio_questions"] = found["ours"]["questions_per_s"] / found["generate"]["questions_per_s"]
-    found["outputs"] = check(model, parts["ours"], rows, counts[1])
-    if not arguments.no_memory:
-        for side in sides:
-            found[side]["peak_bytes"] = alone(case, side, arguments)
+    found["outputs"] = check(model, parts["ours"], rows, counts[1], 2 if arguments.quick else 8)
     return found
 
 
-def check(model, prompts, rows, count: int) -> dict:
-    """How far our log-probabilities are from a plain forward pass, and how far both sides' samples from each other."""
+def check(model, prompts, rows, count: int, scored: int) -> dict:
+    """How far our log-probabilities are from a plain forward pass, and how far both sides' samples from each other.
+
+    Lengths are those of `count` prompts' samples, log-probabilities those of some samples of `scored` prompts.
+    """
     import torch
 
     apart = []
-    for prompt, completions in list(zip(prompts, rows["ours"], strict=True))[:8]:
+    for prompt, completions in list(zip(prompts, rows["ours"], strict=True))[:scored]:
         for ids, logp_sum in completions[:2]:
             again = log_probability(model, prompt, ids)
             apart.append(abs(again - logp_sum) / len(ids))
@@ -182,7 +185,7 @@ def check(model, prompts, rows, count: int) -> dict:
     for side in rows:
         lengths = [len(ids) for completions in rows[side][:count] for ids, _ in completions]
         scores = [log_probability(model, prompt, ids) / len(ids)
-                  for prompt, completions in list(zip(prompts, rows[side]))[:8] for ids, _ in completions[:4]]
+                  for prompt, completions in list(zip(prompts, rows[side]))[:scored] for ids, _ in completions[:4]]
         found[side] = {"mean_tokens": mean(lengths), "mean_tokens_error": stdev(lengths) / len(lengths) ** 0.5,
                        "mean_logp": mean(scores), "mean_logp_error": stdev(scores) / len(scores) ** 0.5}
     return found
@@ -200,41 +203,24 @@ def log_probability(model, prompt: list[int], ids) -> float:
 
 def growth(model, tokenizer, quick: bool) -> dict:
     """Seconds and peak memory of one shard of questions and of ten shards, each shard a call, as in stage two."""
-    prompts, shard = prompts_of(tokenizer, "growth"), 8 if quick else 32
-    case = {"samples": 8, "rows": 256}
+    prompts, shard = prompts_of(tokenizer, "growth"), 6 if quick else 64
+    case = {"samples": 8, "rows": 48}
     ours(model, tokenizer, prompts[:2], case)
     found = {}
     for shards in (1, 10):
         started = time.perf_counter()
-        tokens = 0
-        for start in range(0, shard * shards, shard):
-            rows = ours(model, tokenizer, prompts[start : start + shard], case)
-            tokens += sum(len(ids) for row in rows for ids, _ in row)
+
+        def sample(count: int = shards) -> int:
+            return sum(len(ids) for start in range(0, shard * count, shard)
+                       for row in ours(model, tokenizer, prompts[start : start + shard], case) for ids, _ in row)
+
+        tokens, peak = with_peak_bytes(sample)
         found[str(shard * shards)] = {"seconds": time.perf_counter() - started, "tokens": tokens,
-                                      "peak_bytes": memory_bytes(model)}
+                                      "peak_bytes": peak}
     few, many = found.values()
     found["time_ratio"] = many["seconds"] / few["seconds"]
     found["token_ratio"] = many["tokens"] / few["tokens"]
     return found
-
-
-# ---------------------------------------------------------------------- memory, and the table
-
-
-def memory_bytes(model) -> int:
-    """The most memory that this process has held so far, on the model's device."""
-    import torch
-
-    if model.device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def alone(case: str, side: str, arguments) -> int:
-    """Peak memory of one side above the loaded model, in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, "--model", arguments.model, "--precision", arguments.precision,
-                           "--alone", case, side], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def show(case: str, found: dict) -> None:
@@ -247,12 +233,11 @@ def show(case: str, found: dict) -> None:
         return
     print(f"{case:9} {found['samples']} samples, prompts of {found['prompt_tokens']:.0f} tokens: "
           f"{found['ratio']:.2f} times generate's tokens/s ({found['ratio_questions']:.2f} times its questions/s, "
-          f"{found['ratio_cpu']:.2f} times its tokens a second of processor time)")
+          f"{found['ratio_cpu']:.2f} times its tokens a second of processor time)", flush=True)
     for side in ("ours", "generate"):
         row, output = found[side], found["outputs"][side]
-        memory = f", peak {row['peak_bytes'] / 2**20:.0f} MiB above the model" if "peak_bytes" in row else ""
-        print(f"  {side:8} {row['tokens_per_s']:7.0f} tokens/s ({row['questions']} questions in {row['seconds']:.1f} s)"
-              f"{memory}; samples: {output['mean_tokens']:.1f} +- {output['mean_tokens_error']:.1f} tokens, "
+        print(f"  {side:8} {row['tokens_per_s']:7.0f} tokens/s ({row['questions']} questions in {row['seconds']:.1f} s), "
+              f"peak {row['peak_bytes'] / 2**20:.0f} MiB above the model; samples: {output['mean_tokens']:.1f} +- {output['mean_tokens_error']:.1f} tokens, "
               f"{output['mean_logp']:.3f} +- {output['mean_logp_error']:.3f} nats a token")
     print(f"  log-probabilities {found['outputs']['logp_apart_per_token']:.4f} nats a token from a plain pass's")
 

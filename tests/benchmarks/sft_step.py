@@ -21,7 +21,7 @@ from training_steps import VOCABULARY, WAYS, Clock, Work, benchmark, policy
 
 # Questions on each schema.
 SHAPES = {"mixed lengths, 8 on a schema": 8, "mixed lengths, 1 on a schema": 1}
-# Rows in a step (half as many with --quick), in a micro-batch of trl's, and of ours.
+# Rows in a step (a quarter of them with --quick), in a micro-batch of trl's, and of ours.
 STEP, PLAIN_MICRO, OUR_MICRO = 32, 4, 16
 
 
@@ -29,7 +29,7 @@ def work_of(on_a_schema: int, steps: int, quick: bool) -> Work:
     """Rows {input_ids, labels, schema} in the order in which stage one trains on them."""
     from sft.training import in_training_order
 
-    chance, rows, size = random.Random(0), [], STEP // 2 if quick else STEP
+    chance, rows, size = random.Random(0), [], STEP // 4 if quick else STEP
 
     def tokens(count: int) -> list[int]:
         return [chance.randrange(10, VOCABULARY) for _ in range(count)]
@@ -41,7 +41,7 @@ def work_of(on_a_schema: int, steps: int, quick: bool) -> Work:
         rows.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer,
                      "schema": str(number // on_a_schema)})
     order = in_training_order(rows, epochs=1, global_batch_size=size, questions_per_pack=8, seed=0)
-    return Work(order.to_list(), size, PLAIN_MICRO, OUR_MICRO)
+    return Work(order.to_list(), size, PLAIN_MICRO, min(size, OUR_MICRO))
 
 
 def trainer_of(way: str, work: Work, steps: int, precision: str):

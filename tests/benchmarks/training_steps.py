@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
 import statistics
@@ -14,11 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+from sft import ranks
+
+ranks.prepare_environment(distributed=False)
 
 import torch
 import trl.trainer.utils
+from peak_memory import with_peak_bytes
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
@@ -139,27 +139,9 @@ def profile(trainer: Trainer, head: str) -> str:
 
 
 def seconds_and_peak_mib(trainer: Trainer, head: str) -> tuple[list[float], float]:
-    """Seconds of each step of a training run but the first, and what the run adds to the process at its peak.
-
-    On a GPU its allocated memory; else the resident set (Linux), after the allocator gave back what it does not use.
-    """
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        seconds = seconds_a_step(trainer, head)
-        return seconds, (torch.cuda.max_memory_allocated() - before) / 2**20
-
-    def status_kib(field: str) -> int:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return int(next(line for line in lines if line.startswith(field)).split()[1])
-
-    ctypes.CDLL(None).malloc_trim(0)
-    # The kernel forgets the peak so far when 5 is written there.
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = status_kib("VmRSS")
-    seconds = seconds_a_step(trainer, head)
-    return seconds, (status_kib("VmHWM") - before) / 1024
+    """Seconds of each step of a training run but the first, and what the run adds to the process at its peak."""
+    seconds, peak = with_peak_bytes(lambda: seconds_a_step(trainer, head))
+    return seconds, peak / 2**20
 
 
 def benchmark(description: str, unit: str, shapes: dict, work_of: Callable[..., Work], trainer_of: Callable) -> None:
