@@ -94,7 +94,7 @@ def test_what_is_published_follows_the_rounds_and_is_not_copied_twice(tmp_path, 
     shutil.rmtree(adapter_of(tmp_path, 1))
     finish(tmp_path, 1, 0.125)
     publish_best(tmp_path, 1, show=False)
-    assert (target / "adapter_model.safetensors").read_text() == "weights 0", "a round that was made anew is no longer the best"
+    assert (target / "adapter_model.safetensors").read_text() == "weights 0", "round 1 was made anew: it is no longer the best"
     assert not (target / "seen").exists()
 
 
@@ -126,7 +126,7 @@ def test_facts_of_several_rounds_stand_beside_each_other_in_the_report(tmp_path)
     assert [(row["step"], row["loss"]) for row in facts["training"]["dpo"]] == [(2, 0.5), (6, 0.25)]
     assert facts["dpo, round 1"] == {"steps": 4, "development_accuracy_share": 0.25}
     assert facts["dpo, round 2"] == {"steps": 2, "development_accuracy_share": 0.5}
-    assert facts["pairs"] == {"round 1": {"kept": 2, "dropped": {"gold_bad": 1}}, "round 2": {"kept": 1, "dropped": {"gold_bad": 1}}}
+    assert facts["pairs"] == {name: {"kept": kept, "dropped": {"gold_bad": 1}} for name, kept in (("round 1", 2), ("round 2", 1))}
     groups = dict(_fact_groups(json.loads(json.dumps(facts))))
     assert groups["pairs"][1] == ("Round 2", "kept 1, dropped gold bad 1")
     assert groups["dpo, round 2"] == [("Steps", "2"), ("Development accuracy share", "50.00 %")]

@@ -155,7 +155,8 @@ def test_questions_without_a_pair_are_drawn_again_up_to_most_samples(tiny_model,
     drawn = {f"e{n}": [row["sample_index"] for row in rows if row["example_id"] == f"e{n}"] for n in range(5)}
     assert drawn == {"e0": [0, 1], "e1": [0, 1, 2, 3], "e2": [0, 1], "e3": [0, 1, 2, 3, 4], "e4": [0, 1]}
     assert [row["example_id"] for row in rows] == sorted(row["example_id"] for row in rows)
-    assert [row["sql"] for row in rows if row["example_id"] == "e1"] == [f"SELECT '{letter}', {i}" for i, letter in enumerate("WWWR")]
+    of_e1 = [row["sql"] for row in rows if row["example_id"] == "e1"]
+    assert of_e1 == [f"SELECT '{letter}', {index}" for index, letter in enumerate("WWWR")]
     assert fake_judge[0][1] == {"databases": "both", "workers": 1, "seed": 0}
     # The judge's own step finds every query, those of later samples too.
     verdicts = tmp_path / "verdicts.parquet"
@@ -164,7 +165,8 @@ def test_questions_without_a_pair_are_drawn_again_up_to_most_samples(tiny_model,
     for name, schema in (("pairs", PAIRS_SCHEMA), ("dropped", DROPPED_SCHEMA)):
         write_parquet(tmp_path / f"{name}.parquet", [], schema)
     print_yield(tmp_path)
-    assert "samples a question: 3 questions stopped at 2, 1 questions stopped at 4, 1 questions drew all 5" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "samples a question: 3 questions stopped at 2, 1 questions stopped at 4, 1 questions drew all 5" in said
 
 
 def test_without_most_samples_no_judge_is_opened(tiny_model, tmp_path, fake_judge):
