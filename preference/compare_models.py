@@ -147,22 +147,35 @@ def run_facts(run: Path) -> dict:
 
     from ruamel.yaml import YAML
 
+    from preference.rounds import adapter_of, round_folder, rounds_there
     from sft.artefacts import read_parquet
 
     facts: dict = {"training": {}}
-    for stage, place in (("sft", run / "sft"), ("dpo", run / "round-1" / "dpo")):
+    numbers = rounds_there(run)
+    several, steps_before = len(numbers) > 1, 0
+    for number in (0, *numbers):  # 0: stage one
+        stage, place = "dpo" if number else "sft", adapter_of(run, number)
+        name = f"{stage}, round {number}" if number and several else stage
         if (place / "training.json").exists():
             found = json.loads((place / "training.json").read_text(encoding="utf-8"))
             measured = found.pop("evaluations", {})
-            facts["training"][stage] = [
-                {**row, "dev_execution_accuracy": measured.get(str(row.get("step")), {}).get("execution_accuracy")}
+            # The steps of later rounds are counted on, so that one curve shows them all.
+            facts["training"].setdefault(stage, []).extend(
+                {**row, "step": row["step"] + steps_before,
+                 "dev_execution_accuracy": measured.get(str(row["step"]), {}).get("execution_accuracy")}
                 for row in found.pop("log") if "loss" in row
-            ]
-            facts[stage] = {key: value for key, value in found.items() if not key.startswith("dev_")}
-    pairs = run / "round-1" / "pairs.parquet"
-    if pairs.with_suffix(".complete.json").exists():
-        dropped = Counter(row["reason"] for row in read_parquet(run / "round-1" / "dropped.parquet"))
-        facts["pairs"] = {"kept": len(read_parquet(pairs)), "dropped": dict(dropped)}
+            )
+            steps_before += found["steps"] if number else 0
+            facts[name] = {key: value for key, value in found.items() if not key.startswith("dev_")}
+            if several and (reached := found.get("dev_after")):
+                facts[name]["development_accuracy_share"] = reached["execution_accuracy"]
+    pairs = {number: round_folder(run, number) / "pairs.parquet" for number in numbers}
+    made = {f"round {number}": {
+        "kept": len(read_parquet(file)),
+        "dropped": dict(Counter(row["reason"] for row in read_parquet(file.with_name("dropped.parquet")))),
+    } for number, file in pairs.items() if file.with_suffix(".complete.json").exists()}
+    if made:
+        facts["pairs"] = made if several else next(iter(made.values()))
     if (run / "config.yaml").exists():
         facts["config"] = YAML(typ="safe", pure=True).load((run / "config.yaml").read_text(encoding="utf-8"))
         facts["versions"] = json.loads((run / "versions.json").read_text(encoding="utf-8"))

@@ -3,8 +3,9 @@
     accelerate launch preference/dpo.py [--config FILE] [--set key=value ...] [--only sample|judge|pairs|train]
 
 Samples candidates from the SFT adapter in RUN/sft, executes them against SQLite, builds pairs of a correct and a wrong
-query, and trains DPO with LoRA under DeepSpeed ZeRO, with the frozen SFT adapter as reference. Every step leaves a file
-in RUN/round-1, is skipped when that is complete for the same inputs, and goes on where it was interrupted.
+query, and trains DPO with LoRA under DeepSpeed ZeRO, with the frozen SFT adapter as reference; then as often as `rounds`
+says, each time from the adapter of the round before. Every step leaves a file in RUN/round-1 (2, 3, ...), is skipped when
+that is complete for the same inputs, and goes on where it was interrupted. RUN/best is the best adapter on dev.
 """
 
 import sys
@@ -19,7 +20,8 @@ def main() -> None:
     from sft.configuration import DpoConfig, read_configuration, stage_arguments
 
     parser = stage_arguments(__doc__, "dpo.yaml")
-    parser.add_argument("--only", choices=STEPS, help="run this step alone; those before it must be complete")
+    parser.add_argument("--only", choices=STEPS, help="run this step alone, in the first round that is not finished (the last "
+                        "where all are); the steps before it must be complete")
     arguments = parser.parse_args()
     from sft import ranks
 
@@ -39,66 +41,58 @@ def stage_one(config: Path) -> str:
 
 
 def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> None:
-    """The stage, from top to bottom; every step is a function of files."""
-    import random
-
-    from preference.inspection.training import label_smoothing, with_peoples_words
-    from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA, build_pairs
-    from preference.sampling import judge, print_yield, sample
+    """The stage, from top to bottom: rounds, whose every step is a function of files."""
+    from preference.preparation import check_training, prepare
+    from preference.publication import publish_best, say_without_pairs
+    from preference.rounds import round_at_hand
     from sft import ranks
-    from sft.artefacts import file_hash, is_complete, mark_complete, read_parquet, write_parquet
-    from sft.checkpoint import (
-        checkpoint_hash,
-        load_for_inference,
-        load_tokenizer,
-        precision_dtype,
-        read_provenance,
-        release_memory,
-    )
-    from sft.configuration import validate_trl
-    from sft.examples import load
-    from sft.order import accumulation_steps
-    from sft.prompt import check_prompt_hash, prompt_hash
-    from sft.records import read_stage_configuration, save_configuration
 
-    # ------------------------------------------------------------------ what is there
     folder = Path(config.run)
-    labels_file = folder / "labels.sqlite"  # people's words on pairs: only read here
-    sft_config = read_stage_configuration(folder, "sft", f"{sft_command} --set run={folder}")
-    adapter = folder / "sft"
-    if not (adapter / "complete.json").exists():
-        raise ValueError(f"{adapter} holds no finished adapter. Make it first (it goes on where it stopped):\n"
-                         f"  {sft_command} --set run={folder}")
-    provenance = read_provenance(adapter)
-    tokenizer = load_tokenizer(adapter)
-    schema_style = provenance["prompt"]["schema_style"]
-    prompt = prompt_hash(tokenizer, schema_style, provenance["prompt"]["max_prompt_tokens"])
-    check_prompt_hash(provenance["prompt_hash"], prompt, str(adapter))
+    stage = prepare(folder, sft_command, config.seed)
     ranks.start(zero=True)
     if "train" in steps:  # said now rather than after hours of sampling
-        from trl import DPOConfig as TrlArguments
-
-        from preference.dpo_training import RESERVED
-
-        validate_trl(config.train.trl, TrlArguments, RESERVED)
-        for section, key in (("evaluate", "max_new_tokens"), ("judge", "databases")):
-            mine, theirs = getattr(getattr(config, section), key), sft_config[section][key]
-            if mine != theirs:
-                raise ValueError(f"{section}.{key} is {mine!r} here and was {theirs!r} in stage one: SFT and DPO would be "
-                                 f"compared by different measures. Set {section}.{key}={theirs}.")
-        accumulation_steps(config.train.global_batch_size, config.train.micro_batch_size, ranks.world_size())
-        if config.train.label_noise == "from-labels" and not labels_file.exists():
-            raise ValueError(f"train.label_noise is from-labels, but there is no {labels_file}. Make the pairs with --only "
-                             "sample, judge and pairs, label them with inspect-preferences serve, then train.")
+        check_training(config, stage.sft_config, folder / "labels.sqlite")
     if ranks.is_main():
         print(f"stage two -> {folder}: {ranks.world_size()} rank(s) with {ranks.threads_per_rank()} thread(s) each")
-    examples = [example for example in load(folder / "data", "train") if example["answerable"]]
-    random.Random(f"{config.seed}:sample").shuffle(examples)
-    # Questions on one schema stand together: the sampler computes the schema once.
-    examples = sorted(examples[: config.sample.questions], key=lambda example: example["context"])
-    place = folder / "round-1"
+    numbers = range(1, config.rounds + 1) if steps == STEPS else [round_at_hand(folder, config.rounds)]
+    for number in numbers:
+        if ranks.is_main() and config.rounds > 1:
+            print(f"-- round {number} of {config.rounds}")
+        has_pairs = run_round(config, stage, number, steps, overwrite)
+        if "train" in steps:
+            reached = number if has_pairs else number - 1
+            publish_best(folder, reached, show=not has_pairs or number == numbers[-1])
+        if not has_pairs:
+            say_without_pairs(folder, number)
+            break
+    ranks.finish()
+
+
+def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: bool) -> bool:
+    """The steps of one round, from the adapter of the round before (or stage one's); False where training found no pairs."""
+    from preference.inspection.training import label_smoothing, with_peoples_words
+    from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA, build_pairs
+    from preference.rounds import adapter_of, always_right, questions_of_round, round_folder
+    from preference.sampling import judge, print_yield, sample
+    from sft import ranks
+    from sft.artefacts import content_hash, file_hash, is_complete, mark_complete, read_parquet, write_parquet
+    from sft.checkpoint import checkpoint_hash, load_for_inference, precision_dtype, release_memory
+    from sft.records import save_configuration
+
+    # ------------------------------------------------------------------ what is there
+    folder, sft_config, tokenizer, prompt = stage.folder, stage.sft_config, stage.tokenizer, stage.prompt_hash
+    labels_file = folder / "labels.sqlite"  # people's words on pairs: only read here
+    adapter, schema_style = adapter_of(folder, number - 1), stage.schema_style
+    place = round_folder(folder, number)
     candidates, verdicts, pairs_file = (place / f"{name}.parquet" for name in ("candidates", "verdicts", "pairs"))
     weights = checkpoint_hash(adapter)
+    chosen, right = questions_of_round(stage.examples, number, config.sample.questions), always_right(folder, number)
+    # Questions on one schema stand together: the sampler computes the schema once.
+    examples = sorted((example for example in chosen if example["example_id"] not in right),
+                      key=lambda example: example["context"])
+    if ranks.is_main() and len(examples) < len(chosen):
+        print(f"questions: {len(chosen) - len(examples)} of {len(chosen)} left out: all their samples were correct in an "
+              "earlier round")
 
     def pending(step: str, target: Path, inputs: dict) -> bool:
         """Whether a step is to be run: asked for, and not complete for these inputs. All ranks agree."""
@@ -122,7 +116,10 @@ def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> No
     # ------------------------------------------------------------------ sample
     sampling = config.sample.model_dump(exclude={"questions", "shard_size", "batch_size"})
     inputs = {"checkpoint": weights, "prompt_hash": prompt, "seed": config.seed, "shard_size": config.sample.shard_size,
-              "questions": len(examples), "data": file_hash(folder / "data" / "train.parquet"), **sampling}
+              "questions": len(examples), "asked": content_hash([example["example_id"] for example in examples])[:16],
+              "data": file_hash(folder / "data" / "train.parquet"), **sampling}
+    if config.sample.most_samples:  # then verdicts decide how many samples a question gets
+        inputs["databases"] = config.judge.databases
     sampler = sampling.pop("sampler")
     if pending("sample", candidates, inputs):
         trusted = sft_config["trust_remote_code"]
@@ -130,7 +127,7 @@ def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> No
             from sft.vllm_sampler import generate, load
 
             model = load(adapter, dtype=str(precision_dtype(config.train.precision)).removeprefix("torch."),
-                         max_tokens=provenance["prompt"]["max_prompt_tokens"] + config.sample.max_new_tokens,
+                         max_tokens=stage.max_prompt_tokens + config.sample.max_new_tokens,
                          trust_remote_code=trusted)
         else:
             from sft.sampler import generate
@@ -138,8 +135,8 @@ def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> No
             model, _, _ = load_for_inference(adapter, precision=config.train.precision, merge=True, place=ranks.device(),
                                              attention=config.train.attention, trust_remote_code=trusted)
         sample(candidates, inputs, examples, generate, model, tokenizer, schema_style=schema_style, seed=config.seed,
-               batch_size=config.sample.batch_size, shard_size=config.sample.shard_size, round_number=1,
-               checkpoint_hash=weights, prompt_hash=prompt, **sampling)
+               batch_size=config.sample.batch_size, shard_size=config.sample.shard_size, round_number=number,
+               checkpoint_hash=weights, prompt_hash=prompt, judging=config.judge.model_dump(), **sampling)
         del model
         release_memory()
 
@@ -170,14 +167,17 @@ def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> No
         inputs = {"pairs": output_of(pairs_file, "pairs"), "checkpoint": weights, "prompt_hash": prompt,
                   "seed": config.seed, "train": config.train.model_dump(exclude=HOW_NOT_WHAT | {"label_noise"}),
                   "max_new_tokens": config.evaluate.max_new_tokens}
+        pairs = read_parquet(pairs_file)
+        if not pairs:
+            return False
         if config.train.label_noise is not None:
             share = label_smoothing(config.train.label_noise, pairs_file, labels_file) if ranks.is_main() else None
             inputs["label_smoothing"] = ranks.gather(share)[0]
         if pending("train", place / "dpo", inputs):
-            from preference.dpo_stage import train_and_publish
+            from preference.dpo_stage import train_round
 
-            train_and_publish(config, sft_config, folder, tokenizer, read_parquet(pairs_file), inputs)
-    ranks.finish()
+            train_round(config, sft_config, folder, number, tokenizer, pairs, inputs)
+    return True
 
 
 if __name__ == "__main__":

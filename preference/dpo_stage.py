@@ -1,12 +1,12 @@
-"""The last step of stage two: train DPO, save and check the adapter, measure it, publish the better one."""
+"""The last step of a round: train DPO, save and check the adapter, measure it."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from pathlib import Path
 
+from preference.rounds import adapter_of, standings
 from sft import ranks
 from sft.artefacts import mark_complete, write_json
 from sft.checkpoint import (
@@ -25,13 +25,16 @@ from sft.examples import load
 from sft.records import peak_memory_bytes, write_card
 
 
-def train_and_publish(config, sft_config: dict, folder: Path, tokenizer, pairs: list[dict], inputs: dict) -> None:
-    """Train on the pairs, write RUN/round-1/dpo, and copy the better of SFT and DPO (development accuracy) to RUN/best."""
+def train_round(config, sft_config: dict, folder: Path, number: int, tokenizer, pairs: list[dict], inputs: dict) -> None:
+    """Train on the pairs from the adapter of the round before, write RUN/round-NUMBER/dpo, and measure it on dev.
+
+    The frozen reference is a copy of the adapter that the round starts from.
+    """
     from preference.dpo_training import train_dpo
 
     started = time.time()
     settings = config.train
-    adapter, output = folder / "sft", folder / "round-1" / "dpo"
+    adapter, output = adapter_of(folder, number - 1), adapter_of(folder, number)
     provenance = read_provenance(adapter)
     base_path = resolve_model(sft_config["model"], sft_config["trust_remote_code"])
     base_fingerprint = fingerprint(base_path)
@@ -54,14 +57,15 @@ def train_and_publish(config, sft_config: dict, folder: Path, tokenizer, pairs: 
                                     | {"label_smoothing": inputs.get("label_smoothing", settings.label_smoothing)})
     trainable = sum(tensor.numel() for tensor in state.values())
     if ranks.is_main():
-        save_adapter(model, tokenizer, output, {**provenance, "stage": "dpo", "sft_checkpoint": inputs["checkpoint"],
+        save_adapter(model, tokenizer, output, {"sft_checkpoint": inputs["checkpoint"], **provenance, "stage": "dpo",
+                                                "round": number, "start_checkpoint": inputs["checkpoint"],
                                                 "seed": config.seed}, state)
         check_saved(output, state)
     del model, state
     release_memory()
     ranks.barrier()
 
-    # ------------------------------------------------------------------ read it back, measure it, publish
+    # ------------------------------------------------------------------ read it back, measure it
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     # ZeRO-3 is over: transformers would partition the model that is read back, too.
@@ -72,33 +76,20 @@ def train_and_publish(config, sft_config: dict, folder: Path, tokenizer, pairs: 
                      schema_style=provenance["prompt"]["schema_style"], description="DPO model",
                      **config.evaluate.model_dump(), **config.judge.model_dump())
     if ranks.is_main():
-        sft_facts = json.loads((adapter / "training.json").read_text(encoding="utf-8"))
-        before = sft_facts["dev_after"]
+        earlier = standings(folder, number - 1)
+        before = earlier[-1].measures
         total = trainable + sum(parameter.numel() for name, parameter in model.named_parameters() if "lora" not in name)
-        facts |= {"pairs": len(pairs), "trainable_parameters": trainable, "trainable_share": trainable / total,
+        facts |= {"round": number, "pairs": len(pairs), "trainable_parameters": trainable, "trainable_share": trainable / total,
                   "adapter_bytes": (output / "adapter_model.safetensors").stat().st_size,
                   "peak_memory_bytes": peak_memory_bytes(), "duration_s": round(time.time() - started, 1),
                   "dev_before": before, "dev_after": after}
         write_json(output / "training.json", facts)
-        write_card(output, "dpo", {"model": sft_config["model"]}, facts)
-        better = output if after["execution_accuracy"] >= before["execution_accuracy"] else adapter
-        publish(better, folder / "best")
+        write_card(output, "dpo", {"model": sft_config["model"]}, facts | {"dev_before": earlier[0].measures})
         mark_complete(output, inputs, {"pairs": len(pairs)})
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
-        print(f"stage two done in {facts['duration_s']:.0f} s: development accuracy {before['execution_accuracy']:.1%} "
-              f"-> {after['execution_accuracy']:.1%} (n = {after['n']}); adapter in {output}; published in "
-              f"{folder / 'best'}: {'DPO' if better == output else 'SFT, since DPO did not reach it'}")
+        print(f"round {number} done in {facts['duration_s']:.0f} s of training and evaluation: development accuracy "
+              f"{before['execution_accuracy']:.1%} -> {after['execution_accuracy']:.1%}; adapter in {output}")
     ranks.barrier()
-
-
-def publish(adapter: Path, target: Path) -> None:
-    """Copy an adapter's own files to `target`; what stood there is replaced only once the copy is whole."""
-    copy = target.with_name(f".{target.name}.new")
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(adapter, copy, ignore=shutil.ignore_patterns("complete.json", "begun.json", "checkpoints",
-                                                                  "tensorboard"))
-    shutil.rmtree(target, ignore_errors=True)
-    copy.rename(target)
 
 
 def check_saved(folder: Path, state: dict) -> None:

@@ -85,12 +85,20 @@ class Sample(Section):
     sampler: Literal["builtin", "vllm"]
     questions: Limit
     samples: Annotated[int, Field(ge=2)]
+    most_samples: Limit
     temperature: Annotated[float, Field(gt=0, le=5)]
     top_k: Annotated[int, Field(ge=0)]
     top_p: Annotated[float, Field(gt=0, le=1)]
     max_new_tokens: Count
     batch_size: Count
     shard_size: Count
+
+    @model_validator(mode="after")
+    def _agree(self) -> Sample:
+        if self.most_samples is not None and self.most_samples < self.samples:
+            raise ValueError(f"most_samples {self.most_samples} is less than samples {self.samples}, which every question "
+                             "gets; set at least as many, or null for never more than samples")
+        return self
 
 
 class Pairs(Section):
@@ -138,6 +146,7 @@ class DpoConfig(Section):
 
     run: str
     seed: Annotated[int, Field(ge=0)]
+    rounds: Count
     sample: Sample
     judge: Judging
     pairs: Pairs

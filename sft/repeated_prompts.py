@@ -27,7 +27,8 @@ def generate_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pr
     return results
 
 
-def _generate_batch(model, tokenizer, prompts, example_ids, samples, max_new_tokens, temperature, top_k, top_p, seed):
+def _generate_batch(model, tokenizer, prompts, example_ids, samples, max_new_tokens, temperature, top_k, top_p, seed,
+                    first_sample):
     """The rows of one batch: prompts are padded on the left, computed once, then repeated; finished rows leave."""
     import torch
     from transformers import DynamicCache
@@ -48,7 +49,8 @@ def _generate_batch(model, tokenizer, prompts, example_ids, samples, max_new_tok
     cache.batch_repeat_interleave(samples)
     logits, mask = logits.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0)
     position = positions[:, -1:].repeat_interleave(samples, 0)
-    draws = torch.stack([uniforms(seed, key, index, max_new_tokens) for key in example_ids for index in range(samples)])
+    draws = torch.stack([uniforms(seed, key, index, max_new_tokens) for key in example_ids
+                         for index in range(first_sample, first_sample + samples)])
     alive = torch.arange(len(draws))  # where the rows still in the batch belong
     rows: list[tuple[list[int], float, bool]] = [([], 0.0, False)] * len(draws)
     for count in range(max_new_tokens):

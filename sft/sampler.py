@@ -47,19 +47,20 @@ class Row:
 
 def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]],
              example_ids: list[str], *, samples: int = 1, max_new_tokens: int, temperature: float = 0.0, top_k: int = 0,
-             top_p: float = 1.0, seed: int = 0, batch_size: int = 128,
+             top_p: float = 1.0, seed: int = 0, batch_size: int = 128, first_sample: int = 0,
              progress: Callable[[int], None] | None = None) -> list[list[Completion]]:
     """`samples` completions for every prompt (token ids), in the order of the prompts.
 
     The distribution is that of transformers' `generate` with the same temperature (0: greedy), top_k (0: all), top_p.
     A sample depends on (seed, example_id, sample_index), the model and, through the rounding of bf16, on the prompts it
-    is generated with. batch_size counts rows (prompts x samples) that are generated at a time. `progress` is called
-    with the number of prompts that were finished since the last call.
+    is generated with; sample indexes count from first_sample, so that more can be drawn for a prompt later. batch_size
+    counts rows (prompts x samples) that are generated at a time. `progress` is called with the number of prompts that
+    were finished since the last call.
     """
     import torch
 
     settings = {"samples": samples, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k,
-                "top_p": top_p, "seed": seed, "batch_size": max(batch_size, samples),
+                "top_p": top_p, "seed": seed, "batch_size": max(batch_size, samples), "first_sample": first_sample,
                 "progress": progress or (lambda count: None)}
     if not prompts:
         return []
@@ -96,7 +97,7 @@ def order_by_prefix(prompts: list[list[int]]) -> list[int]:
 
 
 def _generate(model, eos, prompts, example_ids, *, samples, max_new_tokens, temperature, top_k, top_p, seed, batch_size,
-              progress) -> list[list[tuple[list[int], float, bool]]]:
+              first_sample, progress) -> list[list[tuple[list[int], float, bool]]]:
     """For each prompt and sample (token ids without EOS, logp_sum, whether it ended with EOS)."""
     import torch
 
@@ -118,8 +119,9 @@ def _generate(model, eos, prompts, example_ids, *, samples, max_new_tokens, temp
             held[slot], in_use[slot] = prompts[index], samples
             new.append(prompt)
             budget -= prompt.length - prompt.shared
-            arrivals += [Row(index, sample, slot, uniforms(seed, example_ids[index], sample, max_new_tokens).tolist()
-                             if temperature else []) for sample in range(samples)]
+            arrivals += [Row(index, sample, slot, uniforms(seed, example_ids[index], first_sample + sample,
+                                                           max_new_tokens).tolist() if temperature else [])
+                         for sample in range(samples)]
         logits = _forward(model, cache, rows, new, held, place)
         values, ids, normaliser = candidates(logits, temperature, top_k)
         # The samples of a new prompt choose their first token from one row of logits.

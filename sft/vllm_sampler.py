@@ -55,7 +55,8 @@ def load(path: str | Path, *, dtype: str, max_tokens: int, trust_remote_code: bo
 
 def generate(model: VllmModel, tokenizer, prompts: list[list[int]], example_ids: list[str], *, samples: int = 1,
              max_new_tokens: int, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0,
-             batch_size: int = 128, progress: Callable[[int], None] | None = None) -> list[list[Completion]]:
+             batch_size: int = 128, first_sample: int = 0,
+             progress: Callable[[int], None] | None = None) -> list[list[Completion]]:
     """What `sft.sampler.generate` does, by vLLM; vLLM chooses its own batches, and shares prefixes by its own cache.
 
     Each sample has a seed of its own from (seed, example_id, sample_index); the numbers drawn are vLLM's, so the
@@ -64,7 +65,8 @@ def generate(model: VllmModel, tokenizer, prompts: list[list[int]], example_ids:
     from vllm import SamplingParams
 
     requests = [({"prompt_token_ids": prompt}, name, index)
-                for prompt, name in zip(prompts, example_ids, strict=True) for index in range(samples)]
+                for prompt, name in zip(prompts, example_ids, strict=True)
+                for index in range(first_sample, first_sample + samples)]
     # logprobs=0: the chosen token's own; raw_logprobs: before temperature, top_k and top_p.
     parameters = [SamplingParams(n=1, temperature=temperature, top_k=top_k, top_p=top_p, max_tokens=max_new_tokens,
                                  seed=sample_seed(seed, name, index), stop_token_ids=[tokenizer.eos_token_id],

@@ -41,7 +41,7 @@ def find_files(path: Path) -> Files:
     path = Path(path)
     if path.is_dir():
         for name, kind in (("pairs", "pairs"), ("candidates", "candidates")):
-            main = sorted(path.glob(f"round-*/{name}.parquet")) or sorted(path.glob(f"{name}.parquet"))
+            main = sorted(path.glob(f"round-*/{name}.parquet"), key=_round) or sorted(path.glob(f"{name}.parquet"))
             if main:
                 return _with_company(path, main, kind)
         main = [file for pattern in ("*", "data/*", "*/*") for file in sorted(path.glob(pattern))
@@ -61,6 +61,12 @@ def find_files(path: Path) -> Files:
         raise ValueError(f"{path} is no preference file: allowed are a run's folder and files that end in "
                          f"{', '.join(PREFERENCE_FILES)}. Name one of those.")
     return _with_company(path, [path], "")
+
+
+def _round(file: Path) -> tuple[int, str]:
+    """Sorts files of rounds by number: round-2 before round-10."""
+    number = file.parent.name.removeprefix("round-")
+    return int(number) if number.isdecimal() else 0, number
 
 
 _NO_ROWS = {"complete.json", "begun.json", "dataset_info.json", "dataset_dict.json", "state.json", "versions.json", "report.json",

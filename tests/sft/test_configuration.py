@@ -129,6 +129,13 @@ def test_each_mistake_names_key_value_and_what_is_allowed(setting, message):
     assert f"\n  {message}" in mistakes(SftConfig, CONFIGS / "sft.yaml", [setting])
 
 
+def test_most_samples_are_no_fewer_than_samples():
+    assert read_configuration(DpoConfig, CONFIGS / "dpo.yaml", ["sample.most_samples=8"]).sample.most_samples == 8
+    message = mistakes(DpoConfig, CONFIGS / "dpo.yaml", ["sample.most_samples=7", "rounds=0"])
+    assert "most_samples 7 is less than samples 8" in message
+    assert "\n  rounds: found 0; input should be greater than or equal to 1" in message
+
+
 def test_a_wrong_column_name_is_named():
     message = mistakes(SftConfig, CONFIGS / "sft.yaml", ["data.columns={query: gold}"])
     assert "query" in message and "'question', 'context', 'gold', 'database' or 'evidence'" in message

@@ -14,8 +14,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from sft import sampler
 from sft.checkpoint import load_base, load_tokenizer
 from sft.sampler import generate
+from sft.shared_prompt_attention import CannotShareError
 from sft.token_choice import uniforms
 
 QUESTIONS = [
@@ -157,6 +159,21 @@ def test_a_sample_does_not_depend_on_the_other_prompts_or_samples(model, tokeniz
     assert [[row.token_ids for row in rows] for rows in turned[::-1]] == [
         [row.token_ids for row in rows] for rows in sampled
     ]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_samples_drawn_later_are_those_of_one_draw(model, tokenizer, prompts, sampled, monkeypatch, shared):
+    """Where a prompt's cache is shared by its samples, and where it is repeated for them."""
+    if not shared:
+        def refuse(model):
+            raise CannotShareError
+
+        monkeypatch.setattr(sampler, "shared_prompts", refuse)
+    for first, count in ((0, 3), (3, 3), (6, 2)):
+        part = generate(model, tokenizer, prompts, list("abcde"), samples=count, first_sample=first, max_new_tokens=20, seed=3,
+                        **WARM)
+        assert [[row.token_ids for row in rows] for rows in part] == [
+            [row.token_ids for row in rows[first : first + count]] for rows in sampled]
 
 
 def test_seed_example_and_index_each_change_the_sample(model, tokenizer, prompts, sampled):

@@ -60,6 +60,8 @@ def test_requests_and_completions(vllm, tiny_model):
     assert [row.token_count for rows in found for row in rows] == [1, 1, 3, 3]
     assert [row.logp_sum for rows in found for row in rows] == [-0.5, -0.5, -1.5, -1.5]
     assert found[1][1].text == tokenizer.decode([10, 11, 12])
+    vllm_sampler.generate(model, tokenizer, [[7]], ["b"], samples=2, first_sample=1, max_new_tokens=9, temperature=0.7, seed=3)
+    assert [row.seed for row in FakeEngine.made.asked[1]] == [vllm_sampler.sample_seed(3, "b", index) for index in (1, 2)]
 
 
 def test_a_whole_model_and_an_adapter(vllm, tiny_model, tmp_path):

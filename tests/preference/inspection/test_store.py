@@ -227,6 +227,15 @@ def test_candidates_alone_show_their_verdicts(clinic_run, opened):
     assert rows[1]["pair_id"] == "clinic/01:1" and store.pair("clinic/01:1")["gold_sql"] == "SELECT COUNT(*) FROM pet"
 
 
+def test_a_run_is_opened_with_the_pairs_of_all_its_rounds_in_their_order(clinic_run, tmp_path, opened):
+    for number in (10, 2, 1):
+        shutil.copytree(clinic_run / "round-1", tmp_path / f"round-{number}")
+    stored = len(read_parquet(clinic_run / "round-1" / "pairs.parquet"))
+    store = opened(tmp_path)
+    assert [path.parent.name for path in store.files.main] == ["round-1", "round-2", "round-10"] and store.total == 3 * stored
+    assert opened(tmp_path / "round-2").total == stored and opened(tmp_path / "round-2").labels_path == tmp_path / "labels.sqlite"
+
+
 def test_without_the_runs_candidates_the_sides_stand_in(clinic_run, tmp_path, opened):
     shutil.copy(clinic_run / "round-1" / "pairs.parquet", tmp_path)
     found = opened(tmp_path / "pairs.parquet").question("clinic/01")

@@ -1,0 +1,82 @@
+"""Rounds of stage two: where each lives, what it starts from and asks, and which adapter is the best so far. No ML import."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from sft.artefacts import mark_path, read_parquet
+
+
+def round_folder(run: Path, number: int) -> Path:
+    """Where a round (from 1) keeps its files."""
+    return run / f"round-{number}"
+
+
+def adapter_of(run: Path, number: int) -> Path:
+    """The adapter that a round ends with; round 0 is stage one. Each round starts from the one before."""
+    return round_folder(run, number) / "dpo" if number else run / "sft"
+
+
+def is_finished(run: Path, number: int) -> bool:
+    """Whether a round (0: stage one) has ended with an adapter."""
+    return mark_path(adapter_of(run, number)).exists()
+
+
+def rounds_there(run: Path) -> list[int]:
+    """The numbers of the rounds that a run's folder has files of, in their order."""
+    names = (path.name.removeprefix("round-") for path in run.glob("round-*") if path.is_dir())
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def round_at_hand(run: Path, rounds: int) -> int:
+    """The round that a step alone works on: the first that is not finished; the last where all are."""
+    return next((number for number in range(1, rounds) if not is_finished(run, number)), rounds)
+
+
+def questions_of_round(examples: list[dict], number: int, count: int | None) -> list[dict]:
+    """The examples of a round (from 1): the next `count` (None: all) of the list, which begins anew when it runs out.
+
+    Example: a b c d e, two a round -> a b, c d, e a, b c. A round has no example twice.
+    """
+    count = min(count or len(examples), len(examples))
+    first = (number - 1) * count
+    return [examples[place % len(examples)] for place in range(first, first + count)]
+
+
+def always_right(run: Path, number: int) -> set[str]:
+    """Ids of the questions all of whose samples were correct in some round before `number`."""
+    found: set[str] = set()
+    for earlier in range(1, number):
+        verdicts = defaultdict(set)
+        for row in read_parquet(round_folder(run, earlier) / "verdicts.parquet"):
+            verdicts[row["example_id"]].add(row["verdict"])
+        found |= {example_id for example_id, kinds in verdicts.items() if kinds == {"correct"}}
+    return found
+
+
+@dataclass(frozen=True)
+class Standing:
+    """An adapter of a run with what it reached: `measures` (shares 0 to 1) are those of `sft.evaluation`, on dev."""
+
+    name: str
+    adapter: Path
+    measures: dict
+    facts: dict
+
+
+def standings(run: Path, last: int) -> list[Standing]:
+    """Stage one's adapter and those of rounds 1 to `last`, in the order of training; all must be finished."""
+    found = []
+    for number in range(last + 1):
+        adapter = adapter_of(run, number)
+        facts = json.loads((adapter / "training.json").read_text(encoding="utf-8"))
+        found.append(Standing(f"round {number}" if number else "sft", adapter, facts["dev_after"], facts))
+    return found
+
+
+def best_of(found: list[Standing]) -> Standing:
+    """The one with the highest execution accuracy; of equal ones the later."""
+    return max(reversed(found), key=lambda standing: standing.measures["execution_accuracy"])
