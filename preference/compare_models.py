@@ -154,6 +154,8 @@ def run_facts(run: Path) -> dict:
         if (place / "training.json").exists():
             found = json.loads((place / "training.json").read_text(encoding="utf-8"))
             measured = found.pop("evaluations", {})
+            if guards := found.pop("guards", None):
+                facts["training"]["guards"] = guards
             facts["training"][stage] = [
                 {**row, "dev_execution_accuracy": measured.get(str(row.get("step")), {}).get("execution_accuracy")}
                 for row in found.pop("log") if "loss" in row

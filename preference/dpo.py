@@ -169,7 +169,7 @@ def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> No
     if "train" in steps:
         inputs = {"pairs": output_of(pairs_file, "pairs"), "checkpoint": weights, "prompt_hash": prompt,
                   "seed": config.seed, "train": config.train.model_dump(exclude=HOW_NOT_WHAT | {"label_noise"}),
-                  "max_new_tokens": config.evaluate.max_new_tokens}
+                  "max_new_tokens": config.evaluate.max_new_tokens, "guards": config.guards.model_dump()}
         if config.train.label_noise is not None:
             share = label_smoothing(config.train.label_noise, pairs_file, labels_file) if ranks.is_main() else None
             inputs["label_smoothing"] = ranks.gather(share)[0]
