@@ -56,7 +56,9 @@ class ExecutionDPOTrainer(DPOTrainer):
         self.precompute_ref_logps = reference is not None
         if reference is not None:
             inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = reference
-        if all(term is None for term in (offsets, weights, token_weights)):
+        # trl's own weights (WPO) multiply the sft term's one value in place for all pairs, which torch refuses (trl 1.16).
+        plain = not (self.use_weighting and "sft" in self.loss_types)
+        if plain and all(term is None for term in (offsets, weights, token_weights)):
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         else:
             loss = self._loss_with_terms(model, inputs, offsets, weights, token_weights)

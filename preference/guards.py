@@ -12,6 +12,7 @@ from trl.models.utils import unwrap_model_for_generation
 from sft import ranks
 from sft.artefacts import atomic_path, content_hash, library_writes, write_json
 from sft.packed_attention import attention
+from sft.training import finite
 
 # Share of a measure, its name in a sentence.
 SHARES = {"execution_accuracy": "execution accuracy", "valid_sql": "the share of valid SQL", "ended_with_eos": "the EOS rate"}
@@ -35,7 +36,7 @@ def limit_passed(start: dict, row: dict, limits: dict[str, float]) -> str | None
     """
     for name, limit in limits.items():
         fall = start[name] - row[name]
-        if fall > limit + 1e-9:
+        if not fall <= limit + 1e-9:  # nan is no number to go on with
             if name in SHARES:
                 return (f"at step {row['step']} {SHARES[name]} had fallen from {start[name]:.1%} to {row[name]:.1%}, by "
                         f"{100 * fall:.1f} points (allowed {100 * limit:.1f})")
@@ -132,7 +133,7 @@ class Guards(TrainerCallback):
         apart, at_start = (one["chosen_logp_sum"] - one["rejected_logp_sum"] for one in (row, start))
         row["margin"] = trainer.beta * (apart - at_start)
         row["limit_passed"] = limit_passed(start, row, self.limits)
-        return ranks.gather(row)[0]
+        return ranks.gather(finite([row])[0])[0]
 
     def _logps(self) -> dict[str, float]:
         """Mean log-probabilities of the fixed pairs; every rank computes all of them, so ranks change no figure."""

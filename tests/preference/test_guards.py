@@ -42,6 +42,7 @@ def test_a_limit_is_passed_only_by_a_larger_fall():
         assert limit_passed(start, kept, limits) is None
     assert limit_passed(start, row(10, accuracy=0.37), limits) == (
         "at step 10 execution accuracy had fallen from 50.0% to 37.0%, by 13.0 points (allowed 10.0)")
+    assert "from -0.200 to nan nats a token" in limit_passed(start, row(20, logp=float("nan")), limits)
     assert "the share of valid SQL had fallen from 90.0% to 79.0%" in limit_passed(start, row(10, valid=0.79), limits)
     assert "the EOS rate had fallen from 100.0% to 94.0%" in limit_passed(start, row(10, eos=0.94), limits)
     assert limit_passed(start, row(20, logp=-0.65), limits) == (

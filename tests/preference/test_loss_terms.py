@@ -22,13 +22,14 @@ BETA = 0.3
 LOSSES = DpoTrain.model_fields["loss_type"].annotation.__args__[0].__args__
 # In common: 70 71 and the EOS; the EOS; 77 79 and the EOS.
 ROWS = [
-    {"prompt_ids": [1, 40, 41, 61], "chosen_ids": [70, 71, 72, 2], "rejected_ids": [70, 71, 73, 74, 2], "margin": 1.0, "weight": 0.5},
-    {"prompt_ids": [1, 40, 41, 61], "chosen_ids": [70, 71, 72, 2], "rejected_ids": [76, 2], "margin": 0.25, "weight": 2.0},
-    {"prompt_ids": [1, 90, 91], "chosen_ids": [77, 78, 79, 2], "rejected_ids": [77, 79, 2], "margin": 0.0, "weight": 1.0},
+    {"prompt_ids": [1, 40, 41, 61], "chosen_ids": [70, 71, 72, 2], "rejected_ids": [70, 71, 73, 74, 2]},
+    {"prompt_ids": [1, 40, 41, 61], "chosen_ids": [70, 71, 72, 2], "rejected_ids": [76, 2]},
+    {"prompt_ids": [1, 90, 91], "chosen_ids": [77, 78, 79, 2], "rejected_ids": [77, 79, 2]},
 ]
+MARGINS, WEIGHTS = (1.0, 0.25, 0.0), (0.5, 2.0, 1.0)
 SHARED = [([1, 1, 0, 1], [1, 1, 0, 0, 1]), ([0, 0, 0, 1], [0, 1]), ([1, 0, 1, 1], [1, 1, 1])]
-for _row in ROWS:
-    _row |= {"sft_chosen_logps": None, "sft_rejected_logps": None}
+for _row, _margin, _weight in zip(ROWS, MARGINS, WEIGHTS, strict=True):
+    _row |= {"sft_chosen_logps": None, "sft_rejected_logps": None, "margin": _margin, "weight": _weight}
 
 
 # --------------------------------------------------------------- tokens and pairs
@@ -50,10 +51,10 @@ def check(pairs, loss_type=("sigmoid",), margin_scale=0.0):
 def test_columns_that_cannot_be_used_are_refused():
     check([{}, {"margin": None, "weight": None}, {"margin": 1.0, "weight": 0.0}], margin_scale=2.0)
     check([{"weight": 1.0}], ["hinge"])
-    with pytest.raises(ValueError, match=r"1 of 2 pairs have a margin that is out of range, for instance 1.5. Allowed are numbers from 0"):
+    with pytest.raises(ValueError, match=r"1 of 2 pairs have a margin that is out of range, for instance 1.5. Allowed are"):
         check([{"margin": 1.5}, {"margin": 0.5}])
     for value in (-1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match=r"pairs have a weight that is out of range.*Allowed are numbers of 0 or more.*--only pairs"):
+        with pytest.raises(ValueError, match=r"a weight that is out of range.*Allowed are numbers of 0 or more.*--only pairs"):
             check([{"weight": value}])
     with pytest.raises(ValueError, match=r"margin_scale is 1.0, but the margin of every pair is 0.*set train.margin_scale=0"):
         check([{"margin": 0.0}, {}], margin_scale=1.0)
@@ -233,6 +234,32 @@ def test_weights_of_pairs_scale_each_pairs_own_loss_and_gradient(trainer, tokeni
     assert found.item() == pytest.approx(total, rel=1e-5)
     for key, gradient in gradients(trainer).items():
         assert (gradient - wanted[key]).norm() < 1e-4 * wanted[key].norm(), key
+
+
+def test_trls_own_weights_go_with_those_of_pairs_and_with_the_sft_term(trainer, tokenizer):
+    """WPO multiplies a pair's loss by the mean likelihood of its sides: with a weight, the weight times that."""
+    trainer.args.use_weighting = trainer.use_weighting = True
+    collate, logps = preference_collator(tokenizer), torch.full((2, 8), -1.5)
+    trainer.reference = None
+
+    def policy(**given):
+        outputs = policy_of(logps * (given["labels"][:, 1:] != -100))()
+        outputs.log_sum_sq_probs = torch.full((2, 8), -1.0)
+        return outputs
+
+    found = {}
+    for names in (["sigmoid"], ["sigmoid", "sft"]):
+        losses_are(trainer, names)
+        for weight in (1.0, 0.5):
+            found[len(names), weight] = trainer.compute_loss(policy, collate([ROWS[0] | {"weight": weight}])).item()
+    # The sft term is 1.5 nats a token, times its share 0.5 and the weight.
+    assert found[1, 0.5] == pytest.approx(found[1, 1.0] / 2, rel=1e-5)
+    assert found[2, 1.0] == pytest.approx(found[1, 1.0] + 0.5 * 1.5, rel=1e-5)
+    assert found[2, 0.5] == pytest.approx(found[2, 1.0] / 2, rel=1e-5)
+    trainer.args.use_weighting = trainer.use_weighting = False
+    losses_are(trainer, ["sigmoid"])
+    plain = trainer.compute_loss(policy, collate([ROWS[0] | {"weight": 1.0}])).item()
+    assert found[1, 1.0] == pytest.approx(plain * math.exp(-0.5) ** 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("ld_alpha", [None, 0.5])
