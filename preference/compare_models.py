@@ -159,6 +159,8 @@ def run_facts(run: Path) -> dict:
         if (place / "training.json").exists():
             found = json.loads((place / "training.json").read_text(encoding="utf-8"))
             measured = found.pop("evaluations", {})
+            if guards := found.pop("guards", None):
+                facts["training"]["guards"] = guards
             # The steps of later rounds are counted on, so that one curve shows them all.
             facts["training"].setdefault(stage, []).extend(
                 {**row, "step": row["step"] + steps_before,

@@ -70,7 +70,8 @@ def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> No
 
 def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: bool) -> bool:
     """The steps of one round, from the adapter of the round before (or stage one's); False where training found no pairs."""
-    from preference.inspection.training import label_smoothing, with_peoples_words
+    from preference.controls import as_control
+    from preference.inspection.training import label_smoothing, preferred_by_people, with_peoples_words
     from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA, build_pairs
     from preference.rounds import adapter_of, always_right, questions_of_round, round_folder
     from preference.sampling import judge, print_yield, sample
@@ -153,8 +154,10 @@ def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: boo
                   "seed": config.seed, **config.pairs.model_dump()}
         if pending("pairs", pairs_file, inputs) and ranks.is_main():
             found = examples, read_parquet(candidates), read_parquet(verdicts)
-            rows, dropped = build_pairs(*found, seed=config.seed, schema_style=schema_style, **config.pairs.model_dump())
+            rows, dropped = build_pairs(*found, seed=config.seed, schema_style=schema_style,
+                                        vouched=preferred_by_people(folder), **config.pairs.model_dump(exclude={"control"}))
             rows, dropped = with_peoples_words(rows, dropped, folder, *found, schema_style)
+            rows, dropped = as_control(config.pairs.control, rows, dropped, *found[1:], seed=config.seed)
             write_parquet(place / "dropped.parquet", dropped, DROPPED_SCHEMA)
             write_parquet(pairs_file, rows, PAIRS_SCHEMA)
             mark_complete(pairs_file, inputs, {"pairs": len(rows), "dropped": len(dropped)})
@@ -166,7 +169,7 @@ def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: boo
     if "train" in steps:
         inputs = {"pairs": output_of(pairs_file, "pairs"), "checkpoint": weights, "prompt_hash": prompt,
                   "seed": config.seed, "train": config.train.model_dump(exclude=HOW_NOT_WHAT | {"label_noise"}),
-                  "max_new_tokens": config.evaluate.max_new_tokens}
+                  "max_new_tokens": config.evaluate.max_new_tokens, "guards": config.guards.model_dump()}
         pairs = read_parquet(pairs_file)
         if not pairs:
             return False

@@ -47,11 +47,18 @@ def train_round(config, sft_config: dict, folder: Path, number: int, tokenizer, 
                          place=None if is_deepspeed_zero3_enabled() else ranks.device())
         return load_adapter(base, adapter, base_fingerprint=base_fingerprint, trainable=True)
 
+    watched = load(folder / "data", "dev")[: config.guards.questions]
+
+    def evaluate_policy(policy, step: int) -> dict:
+        return evaluate(policy, tokenizer, watched, seed=sft_config["seed"], schema_style=provenance["prompt"]["schema_style"],
+                        description=f"guards, step {step}", **config.evaluate.model_dump(), **config.judge.model_dump())
+
     keys = ("epochs", "learning_rate", "warmup_share", "beta", "loss_type", "loss_weights", "label_smoothing",
             "global_batch_size", "micro_batch_size", "share_prompts", "gradient_checkpointing", "max_length", "save_steps",
-            "zero_stage", "offload", "trl")
+            "zero_stage", "offload", "trl", "margin_scale", "shared_token_weight")
     model, state, facts = train_dpo(load_policy, tokenizer, pairs, output / "checkpoints", seed=config.seed,
-                                    checkpoint=inputs["checkpoint"],
+                                    checkpoint=inputs["checkpoint"], guards=config.guards.model_dump(),
+                                    evaluate=evaluate_policy,
                                     bf16="bfloat16" in str(precision_dtype(settings.precision)),
                                     **{key: getattr(settings, key) for key in keys}
                                     | {"label_smoothing": inputs.get("label_smoothing", settings.label_smoothing)})

@@ -9,6 +9,7 @@ import torch
 from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from preference.loss_terms import shared_tokens
 from preference.reference import ReferenceLogps
 from sft import ranks
 from sft.packing import pack
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 SIDES = ("chosen", "rejected")
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+# What a batch may hold beside trl's own (see `preference.loss_terms`); what has no effect is not in it.
+TERMS = ("offsets", "weights", "shared_tokens")
 
 
 class ExecutionDPOTrainer(DPOTrainer):
@@ -30,27 +33,102 @@ class ExecutionDPOTrainer(DPOTrainer):
     start: dict | None = None
     # Where set, the reference's log-probabilities come from there instead of a forward pass in every step.
     reference: ReferenceLogps | None = None
+    # Weight of the tokens that the batch marks as `shared_tokens`.
+    shared_token_weight: float = 1.0
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         return dataset
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        self._signature_columns = [*self._signature_columns, "sft_chosen_logps", "sft_rejected_logps"]
+        self._signature_columns = [*self._signature_columns, "sft_chosen_logps", "sft_rejected_logps", "margin", "weight"]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         sampled = inputs.pop("sft_logps")
+        offsets, weights, token_weights = self._pop_terms(inputs)
         first = self.start is None and self.state.global_step == 0
         kept = self._kept_reference(inputs) if self.reference else None
-        policy = self._policy_logps(model, inputs) if first else None
+        policy = self.policy_outputs(model, inputs) if first else None
         # The first step computes the reference itself in any case: that it is the policy is what there is to prove.
-        self.precompute_ref_logps = kept is not None and not first
-        if self.precompute_ref_logps:
-            inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = kept
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        reference = None if first else kept
+        if reference is None and (offsets is not None or token_weights is not None):
+            reference = self.compute_ref_log_probs(_weighing(self.model, token_weights), inputs)
+        self.precompute_ref_logps = reference is not None
+        if reference is not None:
+            inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = reference
+        # trl's own weights (WPO) multiply the sft term's one value in place for all pairs, which torch refuses (trl 1.16).
+        plain = not (self.use_weighting and "sft" in self.loss_types)
+        if plain and all(term is None for term in (offsets, weights, token_weights)):
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        else:
+            loss = self._loss_with_terms(model, inputs, offsets, weights, token_weights)
         if first:
-            self.start = self._check_start(policy, sampled, kept)
+            apart = 0.0
+            if kept is not None:
+                found = self.compute_ref_log_probs(_weighing(lambda **_: policy, token_weights), inputs)
+                apart = self.accelerator.gather((torch.cat(kept) - torch.cat(found).float()).abs()).max().item()
+            self.start = self._check_start(policy.log_probs.sum(dim=1), sampled, apart)
         return loss
+
+    def _pop_terms(self, inputs) -> tuple:
+        """(offsets [batch], weights [batch], token weights [2 x batch, tokens]), None for what the batch does not have."""
+        offsets, weights, shared = (inputs.pop(name, None) for name in TERMS)
+        offsets, weights = (None if values is None else torch.tensor(values, device=self.accelerator.device)
+                            for values in (offsets, weights))
+        return offsets, weights, None if shared is None else torch.where(shared, self.shared_token_weight, 1.0)
+
+    def _loss_with_terms(self, model, inputs, offsets, weights, token_weights):
+        """trl's loss of a batch with what `preference.loss_terms` says: value, gradient and rewards are those of its formula.
+
+        The sft term is -sum(weight log p) / count over the micro-batch's chosen tokens, where a token has its pair's weight:
+        tokens that both sides have in common count in full, since it is to hold all of the chosen query.
+        trl's logps/chosen and logps/rejected are sums of weighted log-probabilities then.
+        """
+        seen, per_sequence = {}, weights is not None or self.use_weighting
+
+        def scored(**given):
+            outputs = model(**given)
+            seen["plain"] = plain = outputs.log_probs
+            if token_weights is not None:
+                outputs.log_probs = plain * token_weights[:, 1:]
+            if per_sequence:
+                # trl multiplies a pair's loss by exp(mean over tokens of log_probs - log_sum_sq_probs) of either side (WPO).
+                with torch.no_grad():
+                    factor = plain - outputs.log_sum_sq_probs if self.args.use_weighting else torch.zeros_like(plain)
+                    if weights is not None:
+                        factor = factor + (weights.clamp_min(1e-30).log() / 2).repeat(2).unsqueeze(1)
+                    outputs.log_sum_sq_probs = outputs.log_probs - factor
+            seen["outputs"] = outputs
+            return outputs
+
+        own = self.loss_types, self.loss_weights, self.use_weighting
+        losses = [(name, share) for name, share in zip(*own[:2], strict=True) if name != "sft"]
+        reference = [inputs[f"ref_{side}_logps"] for side in SIDES] if self.precompute_ref_logps else None
+        if offsets is not None:
+            inputs["ref_rejected_logps"] = reference[1] - offsets / self.beta
+        try:
+            self.loss_types, self.loss_weights = [name for name, _ in losses], [share for _, share in losses]
+            self.use_weighting = per_sequence
+            loss = super().compute_loss(scored, inputs)
+        finally:
+            self.loss_types, self.loss_weights, self.use_weighting = own
+        if offsets is not None:
+            self._log_rewards(self.compute_ref_log_probs(lambda **_: seen["outputs"], inputs), reference)
+        for name, share in zip(*own[:2], strict=True):
+            if name == "sft":
+                chosen, counted = (tensor.chunk(2)[0] for tensor in (seen["plain"], inputs["completion_mask"][:, 1:]))
+                weighed = chosen if weights is None else chosen * weights.unsqueeze(1)
+                loss = loss - share * (weighed * counted).sum() / counted.sum()
+        return loss
+
+    def _log_rewards(self, policy, reference) -> None:
+        """Put right the rewards that trl logged against a shifted reference: margins here are without the offset."""
+        chosen, rejected = (self.accelerator.gather(self.beta * (of_policy - of_reference))
+                            for of_policy, of_reference in zip(policy, reference, strict=True))
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics["rewards/rejected"][-1] = rejected.mean().item()
+        metrics["rewards/margins"][-1] = (chosen - rejected).mean().item()
+        metrics["rewards/accuracies"][-1] = (chosen > rejected).float().mean().item()
 
     def _kept_reference(self, inputs):
         """The reference's (chosen, rejected) log-probabilities, [batch] each; the first call finds those of all pairs."""
@@ -67,25 +145,25 @@ class ExecutionDPOTrainer(DPOTrainer):
         """(chosen, rejected) of each row, by trl's own reference pass."""
         inputs = self._prepare_inputs(self.data_collator(rows))
         inputs.pop("sft_logps")
-        sides = self.compute_ref_log_probs(self.model, inputs)
+        _, _, token_weights = self._pop_terms(inputs)
+        sides = self.compute_ref_log_probs(_weighing(self.model, token_weights), inputs)
         return list(zip(*(side.tolist() for side in sides), strict=True))
 
-    def _policy_logps(self, model, inputs):
-        """The policy's log-probability of each completion, [2 x batch] in nats; trl's metrics give means only."""
+    def policy_outputs(self, model, inputs):
+        """What the policy's LM head finds; its log_probs [2 x batch, tokens - 1] in nats, 0 outside the completions."""
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         packed = {"pack": inputs["pack"]} if "pack" in inputs else {}
         with torch.no_grad():
-            outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=labels,
-                            use_cache=False, fused_lm_head=True, **packed)
-        return outputs.log_probs.sum(dim=1)
+            return model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=labels,
+                         use_cache=False, fused_lm_head=True, **packed)
 
-    def _check_start(self, policy, sampled, kept) -> dict:
-        """Compare the first micro-batch (all ranks) with ln 2 and with the sampler's log-probabilities (nan: unknown)."""
+    def _check_start(self, policy, sampled, apart: float) -> dict:
+        """Compare the first micro-batch (all ranks) with ln 2 and with the sampler's log-probabilities (nan: unknown).
+
+        `apart`: the largest difference, in nats, between a kept log-probability of the reference and the policy's.
+        """
         metrics = {name: values[-1] for name, values in self._metrics["train"].items()}
         loss = math.log1p(math.exp(-metrics["rewards/margins"]))
-        apart = 0.0
-        if kept is not None and self.ld_alpha is None:
-            apart = self.accelerator.gather((torch.cat(kept) - policy.float()).abs()).max().item()
         policy, sampled = self.accelerator.gather(policy.float()), self.accelerator.gather(sampled.float())
         known = bool((~sampled.isnan()).any())
         policy = (policy[~sampled.isnan()] if known else policy).mean().item()
@@ -123,10 +201,25 @@ def _token_ids(inputs) -> list[tuple[list[int], list[int], list[int]]]:
     return [(prompt, chosen, rejected) for (prompt, chosen), (_, rejected) in zip(rows[:half], rows[half:], strict=True)]
 
 
-def preference_collator(tokenizer: PreTrainedTokenizerBase, share_prompts: bool = False):
+def _weighing(model, token_weights):
+    """The model as a function whose log-probabilities are multiplied by the weights of their tokens [2 x batch, tokens]."""
+    if token_weights is None:
+        return model
+
+    def weighed(**given):
+        outputs = model(**given)
+        return type(outputs)(log_probs=outputs.log_probs * token_weights[:, 1:])
+
+    return weighed
+
+
+def preference_collator(tokenizer: PreTrainedTokenizerBase, share_prompts: bool = False, margin_scale: float = 0.0,
+                        mark_shared_tokens: bool = False):
     """trl's collator, which also hands on the sampler's log-probabilities as `sft_logps` [2 x batch] (nan: unknown).
 
-    `share_prompts`: and the same rows as `pack` (see `sft.packing`), for a model that accepts packs.
+    `share_prompts`: and the same rows as `pack` (see `sft.packing`), for a model that accepts packs. `margin_scale`: and
+    `offsets`, margin_scale x margin of each pair; `weights` of pairs that have others than 1. Both are lists: the trainer
+    would round tensors to bf16 under DeepSpeed. `mark_shared_tokens`: and `shared_tokens`, bool [2 x batch, tokens].
     """
     collate = DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id)
 
@@ -138,6 +231,18 @@ def preference_collator(tokenizer: PreTrainedTokenizerBase, share_prompts: bool 
         if share_prompts:
             batch["pack"] = pack([row["prompt_ids"] + row[f"{side}_ids"] for row, side in both],
                                  [len(row["prompt_ids"]) for row, _ in both])
+        if margin_scale:
+            batch["offsets"] = [margin_scale * row["margin"] for row in rows]
+        weights = [row.get("weight", 1.0) for row in rows]
+        if any(weight != 1.0 for weight in weights):
+            batch["weights"] = weights
+        if mark_shared_tokens:
+            batch["shared_tokens"] = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
+            for number, row in enumerate(rows):
+                marks = shared_tokens(row["chosen_ids"], row["rejected_ids"])
+                for place, of_side in zip((number, len(rows) + number), marks, strict=True):
+                    start = len(row["prompt_ids"])
+                    batch["shared_tokens"][place, start : start + len(of_side)] = torch.tensor(of_side)
         return batch
 
     return collator

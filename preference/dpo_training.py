@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trl import DPOConfig
 
 from preference.dpo_trainer import ExecutionDPOTrainer, preference_collator
+from preference.guards import Guards, gathered_adapter
+from preference.loss_terms import check_terms
 from preference.reference import ReferenceLogps
 from sft import ranks
 from sft.artefacts import content_hash, library_writes
@@ -72,7 +75,8 @@ def deepspeed_configuration(*, stage: int, offload: str, bf16: bool, global_batc
 
 def tokenized_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[dict], *, max_length: int, epochs: float,
                     global_batch_size: int, seed: int) -> Dataset:
-    """Pairs as token ids, all epochs in training order: prompt_ids, chosen_ids and rejected_ids (both ended by EOS).
+    """Pairs as token ids, all epochs in training order: prompt_ids, chosen_ids and rejected_ids (both ended by EOS); each with
+    its margin (0 where it has none) and weight (1).
 
     Pairs of one question stand together, and inside a global batch questions about one schema do, so that micro-batches can
     share prompts. Pairs whose longer side passes `max_length` tokens are left out and counted, never cut: trl would cut
@@ -88,7 +92,8 @@ def tokenized_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[dict], *, ma
             # A text that encodes to other tokens than were sampled has another log-probability than theirs.
             logps = {f"sft_{side}_logps": pair.get(f"{side}_logp_sum") if pair.get(f"{side}_tokens_round_trip") else None
                      for side in ("chosen", "rejected")}
-            rows.append({"prompt_ids": prompt, **sides, **logps})
+            terms = {"margin": pair.get("margin") or 0.0, "weight": 1.0 if pair.get("weight") is None else pair["weight"]}
+            rows.append({"prompt_ids": prompt, **sides, **logps, **terms})
             questions.append(content_hash(prompt))
             schemas.append(content_hash(pair.get("context", prompt)))
     dropped = len(pairs) - len(rows)
@@ -133,29 +138,22 @@ def join_ranks_on_cpu() -> None:
     PartialState._prepare_backend = prepare_backend
 
 
-def gathered_adapter(model) -> dict:
-    """The `default` adapter's weights, whole, on the CPU: partitions are put together where ZeRO-3 made some."""
-    named = [(name, parameter) for name, parameter in model.named_parameters() if ".default." in name]
-    if not any(hasattr(parameter, "ds_id") for _, parameter in named):
-        return {name: parameter.detach().cpu().clone() for name, parameter in named}
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters([parameter for _, parameter in named]):
-        return {name: parameter.detach().cpu().clone() for name, parameter in named}
-
-
 def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict], folder: Path, *, epochs: float,
               learning_rate: float, warmup_share: float, beta: float, loss_type: list[str], loss_weights: list[float],
               label_smoothing: float, global_batch_size: int, micro_batch_size: int, share_prompts: bool,
               gradient_checkpointing: bool, max_length: int, save_steps: int, zero_stage: int, offload: str, bf16: bool,
-              seed: int, trl: dict, checkpoint: str) -> tuple[object, dict, dict]:
-    """Train; gives (model, its adapter's whole weights, facts: {steps, start, log}).
+              seed: int, trl: dict, checkpoint: str, margin_scale: float = 0.0, shared_token_weight: float = 1.0,
+              guards: dict | None = None, evaluate: Callable | None = None) -> tuple[object, dict, dict]:
+    """Train; gives (model, the whole weights of the adapter to keep, facts: {steps, start, log, and with guards theirs}).
 
     `load_policy()` gives the base model with the SFT adapter, trainable; it is called once ZeRO is set up, so that
     stage 3 partitions the weights while they load. `folder` keeps the checkpoints, from which an interrupted run goes
     on; the frozen reference is always copied from the SFT adapter, never read from a checkpoint. Where pairs come more than
     once, the reference's log-probabilities are computed once and kept in the folder above, under `checkpoint`, the hash of
-    the SFT adapter.
+    the SFT adapter. The columns `margin` and `weight` of the pairs enter the loss as `preference.loss_terms` says.
+
+    `guards`: the keys of that section; `evaluate(model, step)` gives what they watch, {execution_accuracy, valid_sql,
+    ended_with_eos, ...}. With guards.keep: best the adapter to keep is that of the best guard step, not the model's own.
     """
     from transformers import TrainerCallback
 
@@ -163,6 +161,7 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
         def on_save(self, args, state, control, **kwargs):
             mark_checkpoint(folder, state.global_step)
 
+    check_terms(pairs, loss_type=loss_type, margin_scale=margin_scale)
     score_completion_only()
     stage, offload = zero_settings(zero_stage, offload)
     if ranks.device() == "cpu":
@@ -191,15 +190,27 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.parent / "tensorboard")
     model = load_policy()
     fuse_lora(model)
+    own_attention, guard = model.config._attn_implementation, None
     with packs_accepted(model.get_base_model(), wanted=share_prompts) as packs:
         trainer = ExecutionDPOTrainer(model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer,
-                                      data_collator=preference_collator(tokenizer, packs), callbacks=[Mark()])
+                                      data_collator=preference_collator(tokenizer, packs, margin_scale,
+                                                                        shared_token_weight != 1.0),
+                                      callbacks=[Mark()])
+        trainer.shared_token_weight = shared_token_weight
+        if guards and guards["every_steps"]:
+            guard = Guards(trainer, folder, evaluate=evaluate, own_attention=own_attention, **guards)
+            trainer.add_callback(guard)
         if epochs > 1:
             folder.mkdir(parents=True, exist_ok=True)
             trainer.reference = ReferenceLogps(folder.parent / "reference_logps.jsonl",
-                                               [checkpoint, bf16, trainer.ld_alpha])
+                                               [checkpoint, bf16, trainer.ld_alpha,
+                                                *([shared_token_weight] if shared_token_weight != 1.0 else [])])
         with library_writes(folder):
             trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
+    facts = {"steps": trainer.state.global_step, "zero_stage": stage, "offload": offload, "start": trainer.start,
+             "log": finite(trainer.state.log_history)}
     state = gathered_adapter(trainer.model)
-    return trainer.model, state, {"steps": steps, "zero_stage": stage, "offload": offload, "start": trainer.start,
-                                  "log": finite(trainer.state.log_history)}
+    if guard:
+        state = guard.kept_weights(state)
+        facts |= guard.facts()
+    return trainer.model, state, facts

@@ -12,7 +12,7 @@ from sft.artefacts import content_hash
 class ReferenceLogps:
     """Log-probabilities (nats, chosen and rejected side) that the reference gives the pairs, by hash of their content.
 
-    `reference` names what they depend on beside the token ids: checkpoint, precision, ld_alpha. The file gets a line for
+    `reference` names what they depend on beside the token ids: checkpoint, precision, ld_alpha, weights of tokens. The file gets a line for
     each pair as it is computed, so an interrupted run goes on; lines of other references or pairs are passed over.
     """
 

@@ -115,6 +115,8 @@ class DpoTrain(Section):
     loss_weights: list[float]
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
     label_noise: Literal["from-labels"] | Annotated[float, Field(ge=0, lt=0.5)] | None
+    margin_scale: Annotated[float, Field(ge=0)]
+    shared_token_weight: Share
     global_batch_size: Count
     micro_batch_size: Count
     share_prompts: bool
@@ -132,13 +134,34 @@ class DpoTrain(Section):
     def _agree(self) -> DpoTrain:
         if not self.loss_type or len(self.loss_type) != len(self.loss_weights):
             raise ValueError(f"loss_weights {self.loss_weights} must have one number for each of loss_type {self.loss_type}")
-        if self.label_noise is not None and (self.label_smoothing or not {"robust", "sigmoid"} & set(self.loss_type)):
-            raise ValueError(f"label_noise {self.label_noise} stands in for label_smoothing, which only the losses robust and "
-                             f"sigmoid use; with it set label_smoothing 0.0 (now {self.label_smoothing}) and one of those in "
-                             f"loss_type (now {self.loss_type})")
+        robust = "robust" in self.loss_type
+        if self.label_noise is not None and (self.label_smoothing or not robust):
+            raise ValueError(f"label_noise {self.label_noise} stands in for label_smoothing, which only the loss robust uses; "
+                             f"with it set label_smoothing 0.0 (now {self.label_smoothing}) and loss_type [robust] (now "
+                             f"{self.loss_type})")
+        if self.label_smoothing and not robust:
+            raise ValueError(f"label_smoothing {self.label_smoothing} is used by the loss robust only and changes nothing with "
+                             f"loss_type {self.loss_type}; set it to 0.0, or loss_type [robust]")
+        losses, divergence = set(self.loss_type), self.trl.get("f_divergence_type", "reverse_kl")
+        if self.margin_scale and (losses <= {"sft"} or losses - {"sigmoid", "hinge", "sft"} or divergence != "reverse_kl"):
+            raise ValueError(f"margin_scale {self.margin_scale} is an offset of the losses sigmoid and hinge (sft may stand "
+                             f"beside them) under reverse_kl; found loss_type {self.loss_type}, f_divergence_type {divergence}; "
+                             "set margin_scale 0.0, or loss_type [sigmoid] or [sigmoid, sft]")
         if self.load_in_4bit and self.zero_stage == 3:
             raise ValueError("load_in_4bit cannot be partitioned by zero_stage 3; use zero_stage 2")
         return self
+
+
+class GuardSettings(Section):
+    every_steps: Annotated[int, Field(ge=0)] | None
+    questions: Count
+    pairs: Count
+    stop: bool
+    keep: Literal["best", "last"]
+    max_accuracy_drop: Share
+    max_valid_drop: Share
+    max_eos_drop: Share
+    max_logp_fall: Annotated[float, Field(ge=0)]
 
 
 class DpoConfig(Section):
@@ -151,6 +174,7 @@ class DpoConfig(Section):
     judge: Judging
     pairs: Pairs
     train: DpoTrain
+    guards: GuardSettings
     evaluate: Evaluate
 
 

@@ -103,7 +103,9 @@ def judge_answers(examples: list[dict], answers: dict[str, list[dict]], *, datab
 
 
 def measures(rows: list[dict]) -> dict[str, float]:
-    """Shares (0 to 1) over judged rows: execution_accuracy, valid_sql, unclear, ended_with_eos; mean_tokens; n."""
+    """Shares (0 to 1) over judged rows: execution_accuracy, valid_sql, unclear, ended_with_eos, duplicates (answers whose text
+    repeats that of an earlier question); mean_tokens; n.
+    """
     count = max(1, len(rows))
 
     def share(test) -> float:
@@ -116,6 +118,7 @@ def measures(rows: list[dict]) -> dict[str, float]:
         "unclear": share(lambda row: row["verdict"] == "unclear"),
         "ended_with_eos": share(lambda row: row["ended_with_eos"]),
         "mean_tokens": share(lambda row: row["token_count"]),
+        "duplicates": (len(rows) - len({row["completion"].strip() for row in rows})) / count,
     }
 
 

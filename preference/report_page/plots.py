@@ -33,6 +33,8 @@ CURVES = (
     ("dpo", "DPO pairs ranked right", ("rewards/accuracies",), 0.5),
     ("dpo", "DPO log-probabilities (nats)", ("logps/chosen", "logps/rejected"), None),
     ("dpo", "DPO accuracy on development questions", ("dev_execution_accuracy",), None),
+    ("guards", "Guards: shares of development questions", ("execution_accuracy", "valid_sql", "ended_with_eos"), None),
+    ("guards", "Guards: log-probabilities (nats a token)", ("chosen_logp", "rejected_logp"), None),
 )
 
 

@@ -25,7 +25,7 @@ LIMIT_S = 240
 DPO_SETTINGS = (
     "train.precision=fp32", "train.zero_stage=0", "train.global_batch_size=8", "train.micro_batch_size=2",
     "train.epochs=0.5", "train.save_steps=1", "train.learning_rate=1e-3", "sample.samples=8", "sample.shard_size=8",
-    "sample.max_new_tokens=40", "evaluate.max_new_tokens=40", "judge.workers=1",
+    "sample.max_new_tokens=40", "evaluate.max_new_tokens=40", "judge.workers=1", "guards.every_steps=0",
 )
 
 # Table, a text column with its values, a number column: eight questions are asked of each.

@@ -31,7 +31,7 @@ def test_labels_reach_the_pairs_the_loss_and_the_next_build(start, copy_run, dpo
     assert after[flipped]["chosen"] == before[flipped]["rejected"] and tied not in after and len(after) == len(before) - 1
 
     # The step stays complete, so the run goes on with what people made of it.
-    noisy = [*dpo_settings, "train.label_noise=from-labels"]
+    noisy = [*dpo_settings, "train.label_noise=from-labels", "train.loss_type=[robust]", "train.loss_weights=[1.0]"]
     output = start("preference/dpo.py", run, noisy).finish()
     share = 1 / len(after)
     assert "pairs.parquet is complete for these settings" in output

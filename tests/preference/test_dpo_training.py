@@ -137,6 +137,8 @@ def test_ids_are_those_of_the_prompt_and_of_each_side_with_its_eos(tokenizer, pa
             "rejected_ids": [*tokenizer(rejected, add_special_tokens=False)["input_ids"], 2],
             "sft_chosen_logps": pair["chosen_logp_sum"],
             "sft_rejected_logps": pair["rejected_logp_sum"],
+            "margin": 0.0,
+            "weight": 1.0,
         }
 
 

@@ -170,7 +170,9 @@ def test_an_abstention_where_there_is_an_answer_is_wrong_and_says_so(examples):
 
 def test_shares_by_hand():
     def row(verdict, reason, ended=True, tokens=10):
-        return {"verdict": verdict, "reason": reason, "ended_with_eos": ended, "token_count": tokens}
+        # An answer repeats one that got the same verdict for the same reason; white space does not count.
+        return {"verdict": verdict, "reason": reason, "ended_with_eos": ended, "token_count": tokens,
+                "completion": f"{verdict} {reason}" + " " * (tokens // 20)}
 
     rows = [
         row("correct", "equal"),
@@ -191,12 +193,13 @@ def test_shares_by_hand():
         "unclear": 0.1,
         "ended_with_eos": 0.9,
         "mean_tokens": 19.6,
+        "duplicates": 0.1,
     }
 
 
 def test_no_questions_are_zero_and_not_an_error():
     assert measures([]) == dict.fromkeys(
-        ["n", "execution_accuracy", "valid_sql", "unclear", "ended_with_eos", "mean_tokens"], 0
+        ["n", "execution_accuracy", "valid_sql", "unclear", "ended_with_eos", "mean_tokens", "duplicates"], 0
     )
 
 

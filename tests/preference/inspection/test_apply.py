@@ -352,12 +352,13 @@ def test_label_noise_that_cannot_be_measured_or_used(run):
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    (["train.label_noise=from-labels"], None),
+    (["train.label_noise=from-labels", "train.loss_type=[robust]", "train.loss_weights=[1.0]"], None),
     (["train.label_noise=0.1", "train.loss_type=[robust]", "train.loss_weights=[1.0]"], None),
     (["train.label_noise=from-label"], "train.label_noise"),
     (["train.label_noise=0.5"], "train.label_noise"),
     (["train.label_noise=0.1", "train.label_smoothing=0.1"], "stands in for label_smoothing"),
-    (["train.label_noise=0.1", "train.loss_type=[ipo]", "train.loss_weights=[1.0]"], "only the losses robust and sigmoid use"),
+    (["train.label_noise=0.1", "train.loss_type=[ipo]", "train.loss_weights=[1.0]"], "only the loss robust uses"),
+    (["train.label_noise=from-labels"], "only the loss robust uses"),
 ])
 def test_the_configuration_key(settings, message):
     path = PROJECT / "configs" / "dpo.yaml"
