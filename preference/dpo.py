@@ -42,7 +42,8 @@ def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> No
     """The stage, from top to bottom; every step is a function of files."""
     import random
 
-    from preference.inspection.training import label_smoothing, with_peoples_words
+    from preference.controls import as_control
+    from preference.inspection.training import label_smoothing, preferred_by_people, with_peoples_words
     from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA, build_pairs
     from preference.sampling import judge, print_yield, sample
     from sft import ranks
@@ -156,8 +157,10 @@ def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> No
                   "seed": config.seed, **config.pairs.model_dump()}
         if pending("pairs", pairs_file, inputs) and ranks.is_main():
             found = examples, read_parquet(candidates), read_parquet(verdicts)
-            rows, dropped = build_pairs(*found, seed=config.seed, schema_style=schema_style, **config.pairs.model_dump())
+            rows, dropped = build_pairs(*found, seed=config.seed, schema_style=schema_style,
+                                        vouched=preferred_by_people(folder), **config.pairs.model_dump(exclude={"control"}))
             rows, dropped = with_peoples_words(rows, dropped, folder, *found, schema_style)
+            rows, dropped = as_control(config.pairs.control, rows, dropped, *found[1:], seed=config.seed)
             write_parquet(place / "dropped.parquet", dropped, DROPPED_SCHEMA)
             write_parquet(pairs_file, rows, PAIRS_SCHEMA)
             mark_complete(pairs_file, inputs, {"pairs": len(rows), "dropped": len(dropped)})
