@@ -1,16 +1,18 @@
-"""Preference pairs from execution verdicts: a question's own correct sample against a wrong one. No ML import."""
+"""Preference pairs from execution verdicts: a question's correct query against a wrong one. No ML import."""
 
 from __future__ import annotations
 
 import difflib
 import random
 from collections import Counter, defaultdict
+from collections.abc import Callable
 
 import pyarrow as pa
 
+from preference.margins import RAN, wrongness
 from reward.queries import canonical_sql
 from sft.artefacts import content_hash
-from sft.prompt import render
+from sft.prompt import render, target_text
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _SIDE = {"sql": pa.string(), "verdict": pa.string(), "reason": pa.string(), "trace": pa.string(),
@@ -26,6 +28,8 @@ PAIRS_SCHEMA = pa.schema([
     ("prompt_hash", pa.string()), ("person_label", pa.string()),
 ])
 DROPPED_SCHEMA = pa.schema([("example_id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+# Among how many combinations, the best by the strategy, the balance of lengths may choose.
+_BALANCED_AMONG = 4
 
 
 def verdict_key(candidate: dict) -> str | None:
@@ -38,40 +42,85 @@ def edit_distance(left: str, right: str) -> float:
     return 1 - difflib.SequenceMatcher(None, left.split(), right.split(), autojunk=False).ratio()
 
 
-def choose_pairs(correct: list[dict], wrong: list[dict], *, strategy: str, per_question: int,
-                 chance: random.Random) -> list[tuple[dict, dict]]:
+def judged_samples(candidates: list[dict], verdicts: list[dict]) -> dict[str, list[dict]]:
+    """Each question's samples in sample order, every one with its verdict's columns and its `canonical_sql`."""
+    found = {(row["example_id"], row["canonical_sql"]): row for row in verdicts}
+    samples = defaultdict(list)
+    for candidate in sorted(candidates, key=lambda row: row["sample_index"]):
+        key = verdict_key(candidate)
+        samples[candidate["example_id"]].append({**candidate, **found[candidate["example_id"], key], "canonical_sql": key})
+    return samples
+
+
+def distinct_finished(samples: list[dict]) -> list[dict]:
+    """The first sample of each distinct query that ended with EOS; one that was cut would teach the model to stop there."""
+    first: dict[str | None, dict] = {}
+    for sample in samples:
+        if sample["ended_with_eos"]:
+            first.setdefault(sample["canonical_sql"], sample)
+    return list(first.values())
+
+
+def choose_pairs(correct: list[dict], wrong: list[dict], *, strategy: str, per_question: int, chance: random.Random,
+                 lead: int | None = None) -> list[tuple[dict, dict]]:
     """Up to `per_question` (chosen, rejected) of one question; no rejected query serves twice.
 
     nearest / farthest: smallest / largest edit distance first. hardest: the wrong query that the model likes best
-    (largest logp_sum) first. random: any. Ties go to the earlier sample. Inputs have distinct queries.
+    (largest logp_sum) first. random: any. Ties go to the chosen query that has served least, then to the earlier sample.
+    Inputs have distinct queries.
+
+    lead: None, or by how many tokens the chosen sides of the pairs so far are longer than the rejected ones, in all; then
+    each choice is the one of the strategy's best four that brings it nearest to zero (the better rank where even).
+    Example: lead 3; the best has 9 tokens chosen and 7 rejected (lead 5), the second 7 and 9 (lead 1): the second is taken.
     """
     combinations = [(chosen, rejected) for chosen in correct for rejected in wrong]
     if strategy == "random":
         chance.shuffle(combinations)
-    else:
-        rank = {
-            "nearest": lambda pair: edit_distance(pair[0]["sql"], pair[1]["sql"]),
-            "farthest": lambda pair: -edit_distance(pair[0]["sql"], pair[1]["sql"]),
-            "hardest": lambda pair: -pair[1]["logp_sum"],
-        }[strategy]
-        combinations.sort(key=lambda pair: (rank(pair), pair[0]["sample_index"], pair[1]["sample_index"]))
-    taken, used = [], set()
-    for chosen, rejected in combinations:
-        if len(taken) < per_question and rejected["sample_index"] not in used:
-            used.add(rejected["sample_index"])
-            taken.append((chosen, rejected))
+        ranks = list(range(len(combinations)))
+    elif strategy == "hardest":
+        ranks = [-rejected["logp_sum"] for _, rejected in combinations]
+    else:  # a sample without a query (an abstention, an empty text) has nothing in common with any
+        sign = {"nearest": 1, "farthest": -1}[strategy]
+        ranks = [sign * edit_distance(chosen["sql"] or "", rejected["sql"] or "") for chosen, rejected in combinations]
+    open_pairs = [(rank, *pair) for rank, pair in zip(ranks, combinations, strict=True)]
+    taken: list[tuple[dict, dict]] = []
+    served: Counter = Counter()
+    while open_pairs and len(taken) < per_question:
+        open_pairs.sort(key=lambda entry: (entry[0], served[_place(entry[1])], _place(entry[1]), _place(entry[2])))
+        if lead is None:
+            _, chosen, rejected = open_pairs[0]
+        else:
+            _, chosen, rejected = min(open_pairs[:_BALANCED_AMONG], key=lambda entry: abs(lead + longer_by(entry[1:])))
+            lead += longer_by((chosen, rejected))
+        taken.append((chosen, rejected))
+        served[_place(chosen)] += 1
+        open_pairs = [entry for entry in open_pairs if entry[2] is not rejected]
     return taken
 
 
-def _distinct(candidates: list[dict]) -> list[dict]:
-    """The first sample of each distinct query, in sample order."""
-    first: dict[str, dict] = {}
-    for candidate in sorted(candidates, key=lambda row: row["sample_index"]):
-        first.setdefault(candidate["canonical_sql"], candidate)
-    return list(first.values())
+def longer_by(pair: tuple[dict, dict]) -> int:
+    """By how many tokens the chosen side is longer than the rejected one."""
+    return pair[0]["token_count"] - pair[1]["token_count"]
 
 
-def _why_none(rows: list[dict]) -> tuple[str, str]:
+def _place(sample: dict) -> int:
+    """A sample's index; gold, which is none, stands before all."""
+    return -1 if sample["sample_index"] is None else sample["sample_index"]
+
+
+def _gold_side(example: dict, samples: list[dict]) -> dict:
+    """The gold query as a side: right by definition, never sampled, so without index and log-probability.
+
+    Its token_count, used for balance only, is reckoned from its characters by what the question's samples have.
+    """
+    text = target_text(example)
+    characters = sum(len(sample["completion"]) for sample in samples)
+    tokens = sum(sample["token_count"] for sample in samples)
+    return {"completion": text, "sql": example["gold_sql"], "verdict": "correct", "reason": "gold", "sample_index": None,
+            "token_count": round(len(text) * tokens / max(1, characters))}
+
+
+def _why_none(rows: list[dict], gold_serves: bool) -> tuple[str, str]:
     """Why a question gives no pair: (reason, detail with the counts of its verdicts)."""
     counts = Counter(row["verdict"] for row in rows)
     detail = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
@@ -79,55 +128,94 @@ def _why_none(rows: list[dict]) -> tuple[str, str]:
         return "gold_bad", next(row["reason"] for row in rows if row["verdict"] == "gold_bad") or ""
     if counts["correct"] and not counts["wrong"]:
         return "no_wrong_sample", detail
-    if counts["wrong"] and not counts["correct"]:
+    if counts["wrong"] and not counts["correct"] and not gold_serves:
         return "no_correct_sample", detail
-    if counts["correct"] and counts["wrong"]:
+    if counts["wrong"]:
         return "unfinished", detail + "; one side has no sample that ends with EOS"
     return "only_unclear", detail
 
 
 def build_pairs(examples: list[dict], candidates: list[dict], verdicts: list[dict], *, strategy: str, per_question: int,
-                schema_style: str, seed: int) -> tuple[list[dict], list[dict]]:
+                schema_style: str, seed: int, chosen: str = "sample", graded: bool = False, balance_lengths: bool = False,
+                weights: str = "none", min_kill_score: float = 0.0,
+                vouched: Callable[[dict], bool] = lambda pair: False) -> tuple[list[dict], list[dict]]:
     """(pairs, dropped): rows of PAIRS_SCHEMA and DROPPED_SCHEMA, in the order of the examples.
 
     A pair is always `correct` against `wrong`; `unclear` and failures of the judge never become a side. Samples that
     were cut before their EOS are left out, since training would teach the model to stop there.
+
+    chosen: `sample`, the model's own; `gold`, always; `sample-or-gold`: gold for questions without a correct sample that
+    ended. Pairs with gold have gold_fallback true. graded: what correct against wrong leave of per_question is filled with
+    wrong results (chosen) against queries that do not run (rejected: sql_error), strategy `...-graded`.
+    balance_lengths: as in `choose_pairs`, over the questions in their order. weights: `kill_score` or `none` (all 1).
+    margin: how much more wrong the rejected side is than the chosen one (`preference.margins`).
+
+    Questions whose kill score is below min_kill_score give no pair; one without a score (gold has no mutant that runs)
+    stays, and weighs 1. vouched: whether people prefer a side of a pair. Such a pair does not rest on the executor's word:
+    it stays whatever the kill score, and weighs 1.
     """
-    found = {(row["example_id"], row["canonical_sql"]): row for row in verdicts}
-    samples = defaultdict(list)
-    for candidate in candidates:
-        key = verdict_key(candidate)
-        verdict = found[candidate["example_id"], key]
-        samples[candidate["example_id"]].append({**candidate, **verdict, "canonical_sql": key})
+    samples = judged_samples(candidates, verdicts)
+    lead = 0 if balance_lengths else None
     pairs, dropped = [], []
     for example in examples:
         rows = samples.get(example["example_id"], [])
         if not rows:
             continue
-        finished = [row for row in rows if row["ended_with_eos"]]
-        correct = _distinct([row for row in finished if row["verdict"] == "correct"])
-        wrong = _distinct([row for row in finished if row["verdict"] == "wrong"])
-        chosen = choose_pairs(correct, wrong, strategy=strategy, per_question=per_question,
-                              chance=random.Random(f"{seed}:{example['example_id']}"))
-        if not chosen:
-            reason, detail = _why_none(rows)
+        finished = distinct_finished(rows)
+        correct = [row for row in finished if row["verdict"] == "correct"]
+        wrong = [row for row in finished if row["verdict"] == "wrong"]
+        if chosen == "gold" or (chosen == "sample-or-gold" and not correct):
+            correct = [_gold_side(example, rows)]
+        chance = random.Random(f"{seed}:{example['example_id']}")
+        sides = choose_pairs(correct, wrong, strategy=strategy, per_question=per_question, chance=chance, lead=lead)
+        named = [(pair, strategy) for pair in sides]
+        if graded:
+            served = [rejected for _, rejected in sides]
+            ran = [row for row in wrong if row["reason"] in RAN]
+            failed = [row for row in wrong if row["reason"] == "sql_error" and not any(row is other for other in served)]
+            ahead = None if lead is None else lead + sum(map(longer_by, sides))
+            named += [(pair, f"{strategy}-graded") for pair in choose_pairs(
+                ran, failed, strategy=strategy, per_question=per_question - len(sides), chance=chance, lead=ahead)]
+        if not named:
+            reason, detail = _why_none(rows, chosen != "sample")
             dropped.append({"example_id": example["example_id"], "reason": reason, "detail": detail})
-        prompt = render(example, schema_style)
-        pairs += [_pair(example, prompt, *sides, strategy=strategy, seed=seed) for sides in chosen]
+            continue
+        prompt, score = render(example, schema_style), rows[0]["kill_score"]
+        weak = score is not None and score < min_kill_score
+        kept = 0
+        for pair, name in named:
+            row = _pair(example, prompt, *pair, strategy=name, seed=seed)
+            trusted = vouched(row)
+            if weak and not trusted:
+                continue
+            if weights == "kill_score" and score is not None and not trusted:
+                row["weight"] = score
+            kept += 1
+            lead = None if lead is None else lead + longer_by(pair)
+            pairs.append(row)
+        if kept < len(named):
+            dropped.append({"example_id": example["example_id"], "reason": "low_kill_score",
+                            "detail": f"{score} is below {min_kill_score}: {len(named) - kept} of {len(named)} pairs"})
     return pairs, dropped
 
 
+def side_columns(side: str, sample: dict) -> dict:
+    """The columns of one side (`chosen` or `rejected`) of a pair."""
+    return {side: [{"role": "assistant", "content": sample["completion"]}],
+            **{f"{side}_{name}": sample.get(name) for name in _SIDE}}
+
+
 def _pair(example: dict, prompt: list[dict], chosen: dict, rejected: dict, *, strategy: str, seed: int) -> dict:
-    """One row of PAIRS_SCHEMA."""
-    row = {
-        "prompt": prompt,
-        "chosen": [{"role": "assistant", "content": chosen["completion"]}],
-        "rejected": [{"role": "assistant", "content": rejected["completion"]}],
-    }
-    row["pair_id"] = content_hash(row)[:16]
-    for side, sample in (("chosen", chosen), ("rejected", rejected)):
-        row |= {f"{side}_{name}": sample.get(name) for name in _SIDE}
+    """One row of PAIRS_SCHEMA. What all samples of a question share is read from the rejected one: gold is no sample."""
+    row = {"prompt": prompt, **side_columns("chosen", chosen), **side_columns("rejected", rejected)}
+    row["pair_id"] = content_hash({name: row[name] for name in ("prompt", "chosen", "rejected")})[:16]
     row |= {name: example[name] for name in ("example_id", "source", "question", "context", "database", "gold_sql", "kind")}
-    row |= {name: chosen[name] for name in ("suite_hash", "kill_score", "round", "checkpoint_hash", "prompt_hash")}
-    return row | {"gold_fallback": False, "strategy": strategy, "weight": 1.0, "margin": 0.0, "seed": seed,
-                  "person_label": None}
+    row |= {name: rejected[name] for name in ("suite_hash", "kill_score", "round", "checkpoint_hash", "prompt_hash")}
+    margin = round(max(0.0, _wrongness(rejected) - _wrongness(chosen)), 4)
+    return row | {"gold_fallback": chosen["sample_index"] is None, "strategy": strategy, "weight": 1.0, "margin": margin,
+                  "seed": seed, "person_label": None}
+
+
+def _wrongness(sample: dict) -> float:
+    """How wrong a judged sample is, 0 to 1."""
+    return wrongness(sample["verdict"], sample["reason"], sample.get("trace"))

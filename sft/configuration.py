@@ -104,6 +104,12 @@ class Sample(Section):
 class Pairs(Section):
     strategy: Literal["nearest", "farthest", "random", "hardest"]
     per_question: Count
+    chosen: Literal["sample", "gold", "sample-or-gold"]
+    graded: bool
+    balance_lengths: bool
+    weights: Literal["none", "kill_score"]
+    min_kill_score: Share
+    control: Literal["none", "flipped", "shuffled-rejected", "random-sides"]
 
 
 class DpoTrain(Section):

@@ -67,6 +67,7 @@ def test_judge_pairs_and_report_load_no_torch():
         "reward",
         "reward.judge",
         "reward.audit",
+        "preference.controls",
         "preference.pairs",
         "preference.report",
         "preference.significance",

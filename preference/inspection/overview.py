@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from preference.inspection.store import Store
 
 LOW_KILL_SCORE = 0.7
+CONTROLS = ("flipped", "shuffled-rejected", "random-sides")  # as preference.controls ends the name of the strategy
 LENGTH_BINS = 24
 KILL_BINS = 10
 _BIAS_SHARE = 0.65  # of the pairs whose sides differ in length, the share from which on one side counts as the longer
@@ -80,10 +81,12 @@ def _measures(store: Store) -> dict:
         count(*) FILTER (looks_cut) AS looks_cut, count(*) FILTER (gold_fallback) AS gold_fallback,
         count(*) FILTER (kill_score < {LOW_KILL_SCORE}) AS low_kill_score,
         count(*) FILTER ({blank('chosen_sql')}) AS empty_chosen, count(*) FILTER ({blank('rejected_sql')}) AS empty_rejected,
-        count(*) FILTER ((chosen_verdict <> 'correct' OR rejected_verdict <> 'wrong') AND person_label IS NULL) AS odd_verdict
+        count(*) FILTER ((chosen_verdict <> 'correct' OR rejected_verdict <> 'wrong') AND person_label IS NULL
+          AND coalesce(strategy, '') NOT LIKE '%-graded') AS odd_verdict,
+        count(*) FILTER (regexp_matches(strategy, '-({"|".join(CONTROLS)})$')) AS control
       FROM store.pairs""")
     problems = {name: row[name] for name in ("same_text", "no_prompt", "looks_cut", "gold_fallback", "low_kill_score",
-                                             "empty_chosen", "empty_rejected", "odd_verdict")}
+                                             "empty_chosen", "empty_rejected", "odd_verdict", "control")}
     [most] = store.rows("SELECT count(*) AS questions, coalesce(max(n), 0) AS n, arg_max(asked, n) AS asked FROM (SELECT coalesce(example_id, "
                         "question) AS asked, count(*) AS n FROM store.pairs GROUP BY 1)")
     problems["most_of_a_question"], problems["duplicates"] = most["n"], _repeated(store)
@@ -234,6 +237,8 @@ def make_flags(overview: dict) -> list[dict]:
     flag("warning", "duplicates", "{n:,} pairs repeat the question and both texts of another: they count more than once")
     flag("warning", "low_kill_score", f"{{n:,}} {noun} rest on weak databases (kill score below {LOW_KILL_SCORE}): a wrong "
                                       "query may have passed as correct")
+    flag("warning", "control", "{n:,} pairs are of a control arm (flipped, shuffled or random sides, as the strategy says): for "
+                               "comparison, not for a model that is used")
     flag("warning", "gold_fallback", "{n:,} pairs have the gold query as chosen, not a sample of the model: off-policy")
     flag("warning", "logp_outliers", "{n:,} pairs have a log-probability that is impossible or far from all others: another "
                                      "model may have sampled them")

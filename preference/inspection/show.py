@@ -19,6 +19,12 @@ _STRATEGIES = {
     "random": "a wrong query at random",
     "ranked": "people ranked the question's queries",
 }
+_ADDITIONS = {
+    "-graded": "both are wrong; the chosen one runs, the rejected one does not",
+    "-flipped": "a control: the sides have changed places",
+    "-shuffled-rejected": "a control: the rejected query is another question's",
+    "-random-sides": "a control: two samples by chance, whatever their verdicts",
+}
 _SHOWN_TABLES = 12
 _SHOWN_COLUMNS = 16
 
@@ -128,7 +134,8 @@ def print_reasons(pair: dict, console: Console) -> None:
 
     console.print(Text("\nWhy this pair", style="bold"))
     if pair.get("strategy"):
-        words = _STRATEGIES.get(pair["strategy"], "")
+        words = _STRATEGIES.get(pair["strategy"], "; ".join(
+            said for name, said in _ADDITIONS.items() if str(pair["strategy"]).endswith(name)))
         console.print(Text(f"  strategy {value('strategy')}" + (f": {words}" if words else "")))
     for side in ("chosen", "rejected"):
         facts = [f"sample {value(f'{side}_sample_index')}" if pair.get(f"{side}_sample_index") is not None else "",

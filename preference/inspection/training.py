@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 
 from preference.inspection.apply import dropped_entries, quarantine, say
-from preference.inspection.decisions import overturned, revise, revised_row
+from preference.inspection.contents import EXCHANGED, labels_for
+from preference.inspection.decisions import majority, overturned, revise, revised_row
 from preference.inspection.labels import LabelFile
 from preference.inspection.question import distinct_queries
 from preference.significance import wilson_interval
@@ -59,6 +61,24 @@ def with_peoples_words(pairs: list[dict], dropped: list[dict], run: Path, exampl
     kept = [row if number not in revision.actions else revised_row(row, revision.actions[number])
             for number, row in numbered.items()]
     return [row for row in kept if row is not None] + revision.added, dropped + dropped_entries(gone)
+
+
+def preferred_by_people(run: Path) -> Callable[[dict], bool]:
+    """A function that says of a pair whether people, by majority, prefer one of its sides; RUN/labels.sqlite is only read.
+
+    Such a pair does not rest on the executor's verdicts, and so neither on how many mistakes their databases tell apart.
+    """
+    if not (run / LABELS).exists():
+        return lambda pair: False
+    file = LabelFile(run / LABELS)
+    labels = file.latest()
+    file.close()
+
+    def preferred(pair: dict) -> bool:
+        word, _ = majority(label.label for label in labels_for(pair, labels.get(pair["pair_id"], {})).values())
+        return word in EXCHANGED
+
+    return preferred
 
 
 def label_smoothing(label_noise: float | str, pairs_file: Path, labels_file: Path) -> float:

@@ -4,6 +4,8 @@ import random
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA, build_pairs, choose_pairs, edit_distance
 from reward.queries import canonical_sql
@@ -30,10 +32,10 @@ def example(example_id="e1"):
     }
 
 
-def sampled(*samples, example_id="e1"):
-    """(candidates, verdicts) of (sql, verdict, logp_sum, ended_with_eos) in sample order."""
+def sampled(*samples, example_id="e1", kill_score=0.75):
+    """(candidates, verdicts) of (sql, verdict, logp_sum, ended_with_eos[, reason]) in sample order; a word is a token."""
     candidates, verdicts = [], {}
-    for index, (sql, verdict, logp_sum, ended) in enumerate(samples):
+    for index, (sql, verdict, logp_sum, ended, *reason) in enumerate(samples):
         candidates.append(
             {
                 "example_id": example_id,
@@ -42,7 +44,7 @@ def sampled(*samples, example_id="e1"):
                 "completion": f" {sql};",
                 "sql": sql,
                 "abstained": False,
-                "token_count": 9,
+                "token_count": len(sql.split()),
                 "logp_sum": logp_sum,
                 "ended_with_eos": ended,
                 "tokens_round_trip": index != 2,
@@ -58,11 +60,11 @@ def sampled(*samples, example_id="e1"):
             "example_id": example_id,
             "canonical_sql": canonical_sql(sql),
             "verdict": verdict,
-            "reason": f"{verdict} reason",
+            "reason": reason[0] if reason else f"{verdict} reason",
             "trace": f'{{"sql": {index}}}',
             "result_hash": f"r{index}",
             "suite_hash": "s" * 16,
-            "kill_score": 0.75,
+            "kill_score": kill_score,
         }
     return candidates, list(verdicts.values())
 
@@ -73,8 +75,8 @@ MIDDLE = "SELECT age FROM pet WHERE name > 5"
 FAR = "SELECT COUNT(*) FROM pet"
 
 
-def side(sql, index, logp_sum=-1.0):
-    return {"sql": sql, "sample_index": index, "logp_sum": logp_sum}
+def side(sql, index, logp_sum=-1.0, token_count=9):
+    return {"sql": sql, "sample_index": index, "logp_sum": logp_sum, "token_count": token_count}
 
 
 def chosen_by(strategy, per_question=3, correct=None, seed=0):
@@ -124,6 +126,79 @@ def test_no_wrong_query_serves_twice_and_ties_go_to_the_earlier_sample():
     assert chosen_by("hardest", per_question=1, correct=same) == [(6, 2)]
 
 
+def test_equally_good_pairs_take_the_chosen_query_that_served_least():
+    correct = [side(RIGHT, 0), side("SELECT name FROM pet WHERE 4 < age", 4), side("SELECT p.name FROM pet p", 5)]
+    # How much the model likes the wrong query says nothing of the chosen one: each of the three serves once.
+    assert chosen_by("hardest", correct=correct) == [(0, 2), (4, 3), (5, 1)]
+    # The nearest goes first whichever chosen query is in it; the last wrong one is as far (1 / 2) from 0 as from 4.
+    assert chosen_by("nearest", correct=correct[:2]) == [(0, 3), (0, 1), (4, 2)]
+
+
+def test_a_sample_without_a_query_is_as_far_as_can_be():
+    wrong = [side(None, 1), side(NEAR, 2)]
+    for strategy, first in (("nearest", 2), ("farthest", 1)):
+        [(_, rejected)] = choose_pairs(
+            [side(RIGHT, 0)], wrong, strategy=strategy, per_question=1, chance=random.Random(0)
+        )
+        assert rejected["sample_index"] == first
+
+
+# -------------------------------------------------------------------- length
+
+
+def balanced(lead, lengths, per_question=1):
+    """Rejected samples that are chosen for a chosen one of 10 tokens; lengths: of the wrong ones, best ranked first."""
+    wrong = [side(NEAR, index, -index, length) for index, length in enumerate(lengths, 1)]
+    found = choose_pairs(
+        [side(RIGHT, 0, token_count=10)],
+        wrong,
+        strategy="hardest",
+        per_question=per_question,
+        chance=random.Random(0),
+        lead=lead,
+    )
+    return [rejected["sample_index"] for _, rejected in found]
+
+
+def test_balance_takes_what_brings_the_lead_nearest_to_zero():
+    # Leads after each: 3 + (10 - length) = 5, 1, 3, 2.
+    assert balanced(3, [8, 12, 10, 11]) == [2]
+    # 1 and -1 are equally near: the better ranked.
+    assert balanced(0, [9, 11]) == [1] and balanced(0, [11, 9]) == [1]
+    # The fifth would bring it to exactly zero, but only the best four are asked.
+    assert balanced(3, [8, 9, 10, 11, 13]) == [4]
+    # Without a lead the strategy alone decides.
+    assert balanced(None, [8, 12, 10, 11]) == [1]
+    # The lead moves on with each pair: 3 -> 1 (length 12) -> 0 (length 11) -> 0 (length 10) -> 2.
+    assert balanced(3, [8, 12, 10, 11], per_question=4) == [2, 4, 3, 1]
+
+
+def test_balance_brings_the_mean_difference_of_all_pairs_down():
+    chance = random.Random(5)
+    names = [f"e{number}" for number in range(60)]
+    candidates, verdicts = [], []
+    for name in names:
+        # 8 tokens shorter than the correct one is the likeliest; the others 4 or none shorter, or 12 longer.
+        sizes = [-3, *(chance.choice((-2, -1, 2)) for _ in range(3))]
+        samples = [(NEAR + " AND age > 1" * (4 + size) + f" AND age < {index}", "wrong", -1.0 - index, True)
+                   for index, size in enumerate(sizes)]
+        found = sampled((RIGHT + " AND age > 0" * 4, "correct", -1.0, True), *samples, example_id=name)
+        candidates += found[0]
+        verdicts += found[1]
+
+    def mean_difference(balance_lengths):
+        pairs, _ = build_pairs([example(name) for name in names], candidates, verdicts,
+                               **BUILD | {"strategy": "hardest", "per_question": 1, "balance_lengths": balance_lengths})
+        lengths = {(row["example_id"], row["sample_index"]): row["token_count"] for row in candidates}
+        differences = [lengths[pair["example_id"], pair["chosen_sample_index"]]
+                       - lengths[pair["example_id"], pair["rejected_sample_index"]] for pair in pairs]
+        assert len(differences) == 60
+        return sum(differences) / 60
+
+    assert mean_difference(False) == 8
+    assert abs(mean_difference(True)) < 0.5
+
+
 # ------------------------------------------------------------------------ rows
 
 
@@ -170,7 +245,8 @@ def test_one_pair_has_exactly_these_columns():
         "gold_fallback": False,
         "strategy": "nearest",
         "weight": 1.0,
-        "margin": 0.0,
+        # The judge's reason is none that a query with a result has.
+        "margin": 1.0,
         "round": 1,
         "seed": 0,
         "checkpoint_hash": "c" * 16,
@@ -270,6 +346,191 @@ def test_questions_that_were_not_sampled_are_neither(tmp_path):
     assert pairs == [] and [row["example_id"] for row in dropped] == ["e2"]
     write_parquet(tmp_path / "dropped.parquet", dropped, DROPPED_SCHEMA)
     assert read_parquet(tmp_path / "dropped.parquet") == dropped
+
+
+# ------------------------------------------------------------------------ gold
+
+
+def test_gold_stands_in_only_where_no_correct_sample_ended():
+    first = sampled((RIGHT + " ", "correct", -1.0, True), (NEAR, "wrong", -1.0, True), example_id="e1")
+    second = sampled((NEAR, "wrong", -1.0, True), (FAR, "wrong", -1.0, True), example_id="e2")
+    third = sampled((RIGHT, "correct", -1.0, False), (NEAR, "wrong", -1.0, True), example_id="e3")
+    rows = [examples + more + rest for examples, more, rest in zip(first, second, third, strict=True)]
+    names = ["e1", "e2", "e3"]
+
+    def build(chosen):
+        pairs, dropped = build_pairs([example(name) for name in names], *rows, **BUILD, chosen=chosen)
+        return [(pair["example_id"], pair["gold_fallback"]) for pair in pairs], [row["reason"] for row in dropped]
+
+    assert build("sample") == ([("e1", False)], ["no_correct_sample", "unfinished"])
+    assert build("sample-or-gold") == ([("e1", False), ("e2", True), ("e2", True), ("e3", True)], [])
+    assert build("gold") == ([("e1", True), ("e2", True), ("e2", True), ("e3", True)], [])
+
+
+def test_a_gold_side_is_the_gold_query_and_nothing_that_was_sampled(tmp_path):
+    candidates, verdicts = sampled((RIGHT + " ", "correct", -1.0, True), (NEAR, "wrong", -2.0, True))
+    [pair], _ = build_pairs([example()], candidates, verdicts, **BUILD, chosen="gold")
+    assert pair["chosen"] == [{"role": "assistant", "content": RIGHT}]
+    assert {name.removeprefix("chosen_"): value for name, value in pair.items() if name.startswith("chosen_")} == {
+        "sql": RIGHT, "verdict": "correct", "reason": "gold", "trace": None, "result_hash": None, "logp_sum": None,
+        "tokens_round_trip": None, "sample_index": None,
+    }
+    assert (pair["round"], pair["suite_hash"], pair["checkpoint_hash"]) == (1, "s" * 16, "c" * 16)
+    write_parquet(tmp_path / "pairs.parquet", [pair], PAIRS_SCHEMA)
+    assert read_parquet(tmp_path / "pairs.parquet") == [pair]
+
+
+@pytest.mark.parametrize(
+    ("samples", "reason"),
+    [
+        ([(RIGHT, "correct", -1, True)], "no_wrong_sample"),
+        ([(NEAR, "wrong", -1, False)], "unfinished"),
+        ([(NEAR, "unclear", -1, True)], "only_unclear"),
+        ([(NEAR, "gold_bad", -1, True)], "gold_bad"),
+    ],
+)
+def test_gold_alone_makes_no_pair(samples, reason):
+    for chosen in ("gold", "sample-or-gold"):
+        pairs, dropped = build_pairs([example()], *sampled(*samples), **BUILD, chosen=chosen)
+        assert pairs == [] and [row["reason"] for row in dropped] == [reason]
+
+
+# ---------------------------------------------------------------------- graded
+
+
+def test_graded_pairs_fill_what_is_left_with_running_above_failing():
+    broken, worse = "SELECT nme FROM pet", "SELECT name FRM pet"
+    samples = [
+        (NEAR, "wrong", -1.0, True, "order"),
+        (broken, "wrong", -2.0, True, "sql_error"),
+        (worse, "wrong", -3.0, True, "sql_error"),
+        ("SELECT sleep(1)", "wrong", -1.0, True, "refused"),
+    ]
+
+    def build(samples, per_question=2, **options):
+        pairs, dropped = build_pairs([example()], *sampled(*samples), **BUILD | {"per_question": per_question}, **options)
+        return [(pair["chosen_sql"], pair["rejected_sql"], pair["strategy"], pair["margin"]) for pair in pairs], dropped
+
+    assert build(samples)[1][0]["reason"] == "no_correct_sample"
+    # A query that is refused is no lesson in syntax. Margin: 1 for an error less 0.25 for the right rows in another order.
+    graded = [(NEAR, broken, "nearest-graded", 0.75), (NEAR, worse, "nearest-graded", 0.75)]
+    assert sorted(build(samples, graded=True)[0]) == sorted(graded) and build(samples, graded=True)[1] == []
+    # Correct against wrong goes first, and what it rejected is not rejected again.
+    both = [*samples[:2], (RIGHT, "correct", -1.0, True)]
+    assert build(both, 1, graded=True)[0] == [(RIGHT, NEAR, "nearest", 0.25)]
+    assert build(both, 9, graded=True)[0] == [(RIGHT, NEAR, "nearest", 0.25), (RIGHT, broken, "nearest", 1.0)]
+    # Two of the three are rejected under gold already; the cap holds over both kinds.
+    assert [row[2] for row in build(samples[:3], 3, graded=True, chosen="gold")[0]] == ["nearest"] * 3
+    assert build([samples[0], samples[3]], graded=True)[0] == []
+
+
+# ------------------------------------------------------ kill score and people
+
+
+def test_a_low_kill_score_gives_no_pair_and_is_counted():
+    rows = (RIGHT, "correct", -1.0, True), (NEAR, "wrong", -1.0, True), (FAR, "wrong", -1.0, True)
+    names = {"e1": 0.4, "e2": 0.6, "e3": 1.0, "e4": None}
+    found = [sampled(*rows, example_id=name, kill_score=score) for name, score in names.items()]
+    found.append(sampled(rows[0], example_id="e5", kill_score=0.1))
+    candidates, verdicts = (sum(parts, []) for parts in zip(*found, strict=True))
+    examples = [example(name) for name in (*names, "e5")]
+    pairs, dropped = build_pairs(examples, candidates, verdicts, **BUILD, min_kill_score=0.6)
+    # 0.6 is not below 0.6; without a score there is no mistake that could have passed.
+    assert [pair["example_id"] for pair in pairs] == ["e2", "e2", "e3", "e3", "e4", "e4"]
+    assert dropped == [
+        {"example_id": "e1", "reason": "low_kill_score", "detail": "0.4 is below 0.6: 2 of 2 pairs"},
+        # It would have given none in any case.
+        {"example_id": "e5", "reason": "no_wrong_sample", "detail": "1 correct"},
+    ]
+    pairs, _ = build_pairs(examples, candidates, verdicts, **BUILD, weights="kill_score")
+    assert [pair["weight"] for pair in pairs] == [0.4, 0.4, 0.6, 0.6, 1.0, 1.0, 1.0, 1.0]
+    assert {pair["weight"] for pair in build_pairs(examples, candidates, verdicts, **BUILD)[0]} == {1.0}
+
+
+def test_a_pair_that_people_vouch_for_stays_whatever_the_kill_score():
+    candidates, verdicts = sampled((RIGHT, "correct", -1.0, True), (NEAR, "wrong", -1.0, True),
+                                   (FAR, "wrong", -1.0, True), kill_score=0.4)
+    options = {"min_kill_score": 0.5, "weights": "kill_score"}
+    pairs, dropped = build_pairs([example()], candidates, verdicts, **BUILD, **options,
+                                 vouched=lambda pair: pair["rejected_sql"] == FAR)
+    assert [(pair["rejected_sql"], pair["weight"]) for pair in pairs] == [(FAR, 1.0)]
+    assert [row["detail"] for row in dropped] == ["0.4 is below 0.5: 1 of 2 pairs"]
+
+
+def test_people_prefer_a_side_by_majority_in_labels_sqlite(tmp_path):
+    from preference.inspection.labels import LabelFile
+    from preference.inspection.training import preferred_by_people
+
+    candidates, verdicts = sampled((RIGHT, "correct", -1.0, True), (NEAR, "wrong", -1.0, True),
+                                   (FAR, "wrong", -1.0, True), (MIDDLE, "wrong", -1.0, True), kill_score=0.4)
+    options = BUILD | {"per_question": 3, "min_kill_score": 0.5}
+    pairs, _ = build_pairs([example()], candidates, verdicts, **options | {"min_kill_score": 0.0})
+    assert not any(map(preferred_by_people(tmp_path), pairs))
+    file = LabelFile(tmp_path / "labels.sqlite")
+    for pair, words in zip(pairs, (["prefer_rejected", "skip"], ["tie"], ["prefer_chosen", "prefer_rejected"]), strict=True):
+        for annotator, word in enumerate(words):
+            file.add(pair["pair_id"], f"annotator {annotator}", word, content_hash=pair["pair_id"])
+    file.close()
+    kept, dropped = build_pairs([example()], candidates, verdicts, **options, vouched=preferred_by_people(tmp_path))
+    # Overturned counts as vouched for: `with_peoples_words` then exchanges the sides. A tie and a conflict do not.
+    assert [pair["pair_id"] for pair in kept] == [pairs[0]["pair_id"]]
+    assert [row["detail"] for row in dropped] == ["0.4 is below 0.5: 2 of 3 pairs"]
+
+
+# ------------------------------------------------------------ what always holds
+
+POOL = (RIGHT, NEAR, MIDDLE, FAR, "SELECT nme FROM pet", "SELECT name, age FROM pet", "SELECT 1")
+JUDGED = st.sampled_from([("correct", "equal"), ("wrong", "sql_error"), ("wrong", "columns"), ("wrong", "order"),
+                          ("unclear", "near"), ("wrong", "rows")])
+
+
+@st.composite
+def questions(draw):
+    """(examples, candidates, verdicts) of one to four questions with up to eight samples each, with repetitions."""
+    candidates, verdicts = [], []
+    names = [f"e{number}" for number in range(draw(st.integers(1, 4)))]
+    for name in names:
+        judged = [draw(JUDGED) for _ in POOL]
+        drawn = draw(st.lists(st.tuples(st.integers(0, len(POOL) - 1), st.booleans(), st.integers(-9, -1)), max_size=8))
+        found = sampled(*((POOL[number], judged[number][0], float(logp), ended, judged[number][1])
+                          for number, ended, logp in drawn), example_id=name,
+                        kill_score=draw(st.sampled_from([0.2, 0.8, None])))
+        candidates += found[0]
+        verdicts += found[1]
+    return [example(name) for name in names], candidates, verdicts
+
+
+OPTIONS = st.fixed_dictionaries({
+    "strategy": st.sampled_from(["nearest", "farthest", "random", "hardest"]), "per_question": st.integers(1, 3),
+    "chosen": st.sampled_from(["sample", "gold", "sample-or-gold"]), "graded": st.booleans(),
+    "balance_lengths": st.booleans(), "weights": st.sampled_from(["none", "kill_score"]),
+    "min_kill_score": st.sampled_from([0.0, 0.5]), "seed": st.integers(0, 3), "schema_style": st.just("compact"),
+})
+
+
+@settings(max_examples=120, deadline=None)
+@given(questions(), OPTIONS, st.randoms(use_true_random=False))
+def test_what_holds_for_all_samples_and_options(rows, options, chance):
+    examples, candidates, verdicts = rows
+    pairs, dropped = build_pairs(examples, candidates, verdicts, **options)
+    ended = {(row["example_id"], row["sample_index"]): row["ended_with_eos"] for row in candidates}
+    for pair in pairs:
+        graded = pair["strategy"].endswith("-graded")
+        assert pair["rejected_verdict"] == "wrong" and pair["chosen_verdict"] == ("wrong" if graded else "correct")
+        assert not graded or (options["graded"] and pair["rejected_reason"] == "sql_error" != pair["chosen_reason"])
+        assert ended[pair["example_id"], pair["rejected_sample_index"]]
+        assert pair["gold_fallback"] or ended[pair["example_id"], pair["chosen_sample_index"]]
+        assert options["chosen"] != "sample" or not pair["gold_fallback"]
+        assert 0 < pair["margin"] <= 1 and 0 < pair["weight"] <= 1
+        assert pair["kill_score"] is None or pair["kill_score"] >= options["min_kill_score"]
+    for name in {row["example_id"] for row in candidates}:
+        mine = [canonical_sql(pair["rejected_sql"]) for pair in pairs if pair["example_id"] == name]
+        assert len(mine) <= options["per_question"] and len(set(mine)) == len(mine)
+        # A question gives pairs or a reason why not.
+        assert (not mine) == (name in [row["example_id"] for row in dropped])
+    chance.shuffle(candidates)
+    chance.shuffle(verdicts)
+    assert build_pairs(examples, candidates, verdicts, **options) == (pairs, dropped)
 
 
 # ----------------------------------------------------------------- determinism
