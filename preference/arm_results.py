@@ -102,8 +102,8 @@ def summary(folder: Path) -> dict:
     """The whole table as JSON: {results, data, n, questions, sft, last: [arm, ...], published: [arm, ...]}.
 
     Each arm: arm, seeds, means over its seeds of MEASURES, `accuracies` of each seed, pairs, steps, chosen_logp_change (to
-    the last step, nats a token, mean of the seeds that tell), `against_sft`, and, but for `default`, `default_against`: how much better `default`
-    is, on the seeds that both have (None where there is none).
+    the last step, nats a token, mean of the seeds that tell), `against_sft`, and, but for `default`, `default_against`: how
+    much better `default` is, on the seeds that both have (None where there is none).
     """
     sft, arms = read_results(folder)
     sft_model = sft["models"]["sft"]
@@ -178,10 +178,10 @@ def explanation(table: dict) -> str:
     sft = table["sft"]
     return (f"SFT: {text.percent(sft['execution_accuracy'])} ({100 * sft['ci95'][0]:.1f} to {100 * sft['ci95'][1]:.1f}) of "
             f"{table['n']} questions, valid SQL {text.percent(sft['valid_sql'])}, EOS {text.percent(sft['ended_with_eos'])}, "
-            f"{sft['mean_tokens']:.1f} tokens. Accuracy: mean over seeds (lowest to highest). Intervals are 95 %, paired over the "
-            "questions. One seed: McNemar's exact p; more: paired bootstrap over questions, each scored by its mean over "
-            "seeds. \"Default better by\": points, on the seeds that both arms have. Chosen logp: change from the first step to the "
-            "last, nats a token, on the guards' pairs.")
+            f"{sft['mean_tokens']:.1f} tokens. Accuracy: mean over seeds (lowest to highest). Intervals are 95 %, paired over "
+            "the questions. One seed: McNemar's exact p; more: paired bootstrap over questions, each scored by its mean over "
+            "seeds. \"Default better by\": points, on the seeds that both arms have. Chosen logp: change from the first step "
+            "to the last, nats a token, on the guards' pairs.")
 
 
 def markdown(table: dict) -> str:
