@@ -96,7 +96,7 @@ class Ablation:
             self.share_samples(run, last)
             self.stage(run, last, cores, **epochs, **{"guards.keep": "last"})
         started = time.monotonic()
-        report, names = self.measure(run.folder, cores, {"last": adapter_of(last), "published": run.folder / "best"})
+        report, names = self.measure(run.folder, cores, {"last": last_adapter(last), "published": run.folder / "best"})
         there, kept = training_facts(last), training_facts(run.folder)
         trained_s = there["train_s"] + (kept["train_s"] if last != run.folder else 0)
         write_json(run.result, {
@@ -168,10 +168,10 @@ class Ablation:
         return folder / "measured" / Path(self.config.results).name
 
 
-def adapter_of(folder: Path) -> Path:
-    """The adapter that the last round of a run folder ended with."""
-    marks = folder.glob("round-*/dpo/complete.json")
-    return max(marks, key=lambda mark: int(mark.parts[-3].removeprefix("round-"))).parent
+def last_adapter(folder: Path) -> Path:
+    """The adapter that the last round of a run folder ended with; SFT's where not even the first had a pair to train on."""
+    adapters = [mark.parent for mark in folder.glob("round-*/dpo/complete.json")]
+    return max(adapters, key=lambda path: int(path.parts[-2].removeprefix("round-")), default=folder / "sft")
 
 
 def gave_back_an_earlier_step(folder: Path) -> bool:
