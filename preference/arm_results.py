@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -197,10 +198,13 @@ def print_table(table: dict) -> None:
     """The table in the terminal."""
     console = Console()
     for state, title in STATES.items():
-        shown = Table(title=Text(f"{title}: {table['data']}, n = {table['n']}"), title_justify="left", title_style="bold")
-        for heading in HEADINGS:
-            shown.add_column(heading, justify="left" if heading in ("Arm", "Seeds") else "right")
-        for row in table[state]:
-            shown.add_row(*map(Text, cells(row)))
-        console.print(shown)
+        # In two parts, since a terminal is 80 characters wide: what the arm reached, and how healthy its model is.
+        for part, places in (("", range(8)), (", health", (0, *range(8, len(HEADINGS))))):
+            shown = Table(title=Text(f"{title}{part}: {table['data']}, n = {table['n']}"), title_justify="left",
+                          title_style="bold", box=SIMPLE)
+            for place in places:
+                shown.add_column(HEADINGS[place], justify="left" if place < 2 else "right", overflow="fold")
+            for row in table[state]:
+                shown.add_row(*(Text(cells(row)[place]) for place in places))
+            console.print(shown)
     console.print(Text(explanation(table)))
