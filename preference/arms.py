@@ -156,7 +156,9 @@ def stage_one(config: AblationConfig) -> dict:
 def identity(run: ArmRun, config: AblationConfig, pacemaker: ArmRun | None) -> dict:
     """What a result depends on; a result file that holds the same is not made again. JSON values only."""
     stage = run.config.model_dump(exclude={"run": True, "train": HOW_NOT_WHAT, "sample": {"batch_size"}, "judge": {"workers"}})
-    steps_of = None if pacemaker is None else content_hash(pacemaker.config.model_dump(exclude={"run"}))[:16]
+    steps_of = None if pacemaker is None else content_hash([
+        pacemaker.samples, pacemaker.config.pairs.model_dump(), pacemaker.config.train.epochs,
+        pacemaker.config.train.global_batch_size])[:16]
     return json.loads(json.dumps({"stage_two": stage, "steps_of": steps_of} | measured_identity(config, run.config)))
 
 
