@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from preference import ablate, arms, launcher
+from preference import ablate, arms, compare_models, dpo, launcher
 from preference.arm_results import compared, markdown, read_results, summary
 from preference.report import summarise
 from sft.artefacts import mark_complete, mark_path, write_json
@@ -59,7 +59,9 @@ def project(tmp_path, monkeypatch):
 
 @pytest.fixture
 def stages(monkeypatch):
-    """Stand-ins for the stages' commands, which do to run folders what those do; gives the list of (folder, step, config).
+    """Stand-ins for the stages behind their real command lines, which do to run folders what those do.
+
+    Gives the list of what was run: (folder, step, configuration), or (folder, "measure", names of the models).
 
     stages.broken: a folder's name whose training fails. stages.kept: the step whose adapter the guards keep, of 6.
     """
@@ -71,11 +73,14 @@ def stages(monkeypatch):
     calls = Calls()
 
     def call(self, folder, cores, script, *words):
-        (stage_two if script == "preference/dpo.py" else comparison)(list(words))
+        monkeypatch.setattr(sys, "argv", [script, *words])
+        try:
+            (dpo if script == "preference/dpo.py" else compare_models).main()
+        except SystemExit as exit:
+            raise ValueError(exit.code) from None
 
-    def stage_two(words):
-        config = read_configuration(DpoConfig, Path(words[words.index("--config") + 1]), words[words.index("--set") + 1 :])
-        step = words[words.index("--only") + 1] if "--only" in words else "all"
+    def stage_two(config, steps, overwrite, sft_command):
+        step = "all" if steps == dpo.STEPS else steps[0]
         run, place = Path(config.run), Path(config.run) / "round-1"
         calls.append((run.name, step, config))
         if run.name == calls.broken and step == "all":
@@ -103,9 +108,8 @@ def stages(monkeypatch):
 
     row = {"kind": [], "reason": "rows", "ended_with_eos": True, "token_count": 20}
 
-    def comparison(words):
-        models = dict(word.split("=") for word in words[words.index("--models") + 1 :])
-        output, run = (Path(words[words.index(option) + 1]) for option in ("--output", "--run"))
+    def comparison(arguments):
+        models, output, run = compare_models.pairs_of(arguments.models, "--models"), arguments.output, arguments.run
         calls.append((run.name, "measure", list(models)))
         assert (run / "data" / "dev.parquet").exists()
         kept = output / "answers" / "sft.parquet"
@@ -119,6 +123,9 @@ def stages(monkeypatch):
         write_json(output / "report.json", summarise("dev", rows, {}))
 
     monkeypatch.setattr(launcher.Launcher, "call", call)
+    monkeypatch.setattr(launcher.ranks, "prepare_environment", lambda distributed: None)
+    monkeypatch.setattr(dpo, "run", stage_two)
+    monkeypatch.setattr(compare_models, "compare", comparison)
     return calls
 
 
@@ -220,7 +227,7 @@ def test_arms_share_samples_and_steps_and_leave_one_file_each(project, stages, m
 def test_a_set_goes_on_where_it_stopped(project, stages, monkeypatch, capsys):
     stages.broken = "default-seed1"
     code, printed = run(monkeypatch, capsys)
-    assert code == "error: 1 of 3 could not be finished:\ndefault-seed1: the machine was switched off"
+    assert code == "error: 1 of 3 could not be finished:\ndefault-seed1: error: the machine was switched off"
     assert "[2/3] default-seed1: failed" in printed  # the others are through all the same
     kept = (project / "results" / "gold-seed0.json").read_text()
     stages.clear()
