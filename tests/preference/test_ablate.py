@@ -6,9 +6,11 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,7 @@ def stages(monkeypatch):
     class Calls(list):
         broken: str | None = None
         kept = 6
+        asked = None  # arguments of the last comparison
 
     calls = Calls()
 
@@ -111,6 +114,7 @@ def stages(monkeypatch):
     def comparison(arguments):
         models, output, run = compare_models.pairs_of(arguments.models, "--models"), arguments.output, arguments.run
         calls.append((run.name, "measure", list(models)))
+        calls.asked = arguments
         assert (run / "data" / "dev.parquet").exists()
         kept = output / "answers" / "sft.parquet"
         assert kept.exists() == (run.name != "sft"), "SFT answers once, and all arms take its answers"
@@ -268,6 +272,38 @@ def test_where_the_guards_gave_back_an_earlier_step_the_last_one_is_trained_too(
     result = json.loads((project / "results" / "default-seed0.json").read_text())
     assert result["models"]["last"]["right"] == RIGHT["default-seed0"] and result["models"]["published"]["right"] == RIGHT["sft"]
     assert (result["published_is"], result["kept_steps"], result["cost"]["train_s"]) == ("sft", [3], 200)
+
+
+def test_trained_arms_are_measured_on_other_questions_too(project, stages, monkeypatch, capsys):
+    run(monkeypatch, capsys, "--arms", "gold")
+    asked = stages.asked
+    assert (asked.data, asked.limit, asked.columns, asked.max_new_tokens, asked.databases) == ("dev", None, [], 96, "both")
+    (project / "runs/arms/sft/measured/report/data-questions").mkdir(parents=True)  # what a file's rows are audited into
+    settings = ["results=report", "measure={data: dev.jsonl, columns: {gold: query}, limit: 5}"]
+    assert run(monkeypatch, capsys, "--arms", "gold", "--set", *settings)[0] is None
+    assert (stages.asked.data, stages.asked.limit, stages.asked.columns) == ("dev.jsonl", 5, ["gold=query"])
+    assert stages.asked.output == Path("runs/arms/gold-seed0/measured/report")
+    assert (stages.asked.output / "data-questions").resolve() == project / "runs/arms/sft/measured/report/data-questions"
+    # The same run folder, so nothing is sampled again, and training finds itself complete.
+    assert [step for name, step, _ in stages].count("sample") == 1
+    assert json.loads((project / "report/gold-seed0.json").read_text())["data"] == "dev.jsonl"
+    assert (project / "results/gold-seed0.json").exists()
+
+
+def test_a_set_that_is_stopped_stops_its_commands(tmp_path):
+    started = launcher.Launcher(1, None)
+    started.accelerate = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+    def stop():
+        while not started.running:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    begun = time.monotonic()
+    with pytest.raises(SystemExit) as stopped:
+        started.all({name: lambda cores: started.call(tmp_path, cores, "stage.py") for name in "ab"}, "done")
+    assert stopped.value.code == 143 and not started.running and time.monotonic() - begun < 30
 
 
 def test_two_jobs_run_at_once_each_on_its_own_cores(monkeypatch):
