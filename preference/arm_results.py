@@ -134,9 +134,14 @@ def summary(folder: Path) -> dict:
 
 
 def chosen_change(result: dict) -> float | None:
-    """By how many nats a token the chosen queries' log-probability rose to the last step, all rounds together."""
+    """By how many nats a token the chosen queries' log-probability rose to the last step, all rounds together.
+
+    None where the guards did not measure, or found no number (a model that has come apart gives nan, kept as None).
+    """
     rounds = result["chosen_logp"]
-    return sum(one["last"] - one["start"] for one in rounds) if rounds and all(rounds) else None
+    if not rounds or any(one is None or None in (one["start"], one["last"]) for one in rounds):
+        return None
+    return sum(one["last"] - one["start"] for one in rounds)
 
 
 def mean(values: Sequence[float]) -> float:

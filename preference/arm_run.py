@@ -81,8 +81,8 @@ class Ablation:
     def run_arm(self, run: ArmRun, cores: list[int]) -> None:
         """Train one arm with one seed, measure it and write its result.
 
-        `last` is the adapter of the last step. Where the guards gave back an earlier one, which is what is published, the same
-        training is done once more without them, in RUN/last.
+        `published` is what the stage publishes, with the guards as they are set. `last` is the adapter of the last step: where
+        the guards stopped training or gave back an earlier step, the same training is done once more without them, in RUN/last.
         """
         epochs = {}
         self.share_samples(run, run.folder)
@@ -91,10 +91,10 @@ class Ablation:
             epochs = {"train.epochs": matched_epochs(pair_count(run.folder), pacemaker.config, pair_count(pacemaker.folder))}
         command = self.stage(run, run.folder, cores, **epochs)
         last = run.folder
-        if gave_back_an_earlier_step(run.folder):
+        if guards_intervened(run.folder):
             last = run.folder / "last"
             self.share_samples(run, last)
-            self.stage(run, last, cores, **epochs, **{"guards.keep": "last"})
+            self.stage(run, last, cores, **epochs, **{"guards.stop": False, "guards.keep": "last"})
         started = time.monotonic()
         report, names = self.measure(run.folder, cores, {"last": last_adapter(last), "published": run.folder / "best"})
         there, kept = training_facts(last), training_facts(run.folder)
@@ -174,10 +174,11 @@ def last_adapter(folder: Path) -> Path:
     return max(adapters, key=lambda path: int(path.parts[-2].removeprefix("round-")), default=folder / "sft")
 
 
-def gave_back_an_earlier_step(folder: Path) -> bool:
-    """Whether in some round the guards kept an adapter that is not the last step's."""
+def guards_intervened(folder: Path) -> bool:
+    """Whether in some round the guards stopped training, or kept an adapter that is not the last step's."""
     facts = training_facts(folder)
-    return any(kept is not None and kept != steps for kept, steps in zip(facts["kept_steps"], facts["round_steps"], strict=True))
+    rounds = zip(facts["stopped"], facts["kept_steps"], facts["round_steps"], strict=True)
+    return any(stopped is not None or kept not in (None, steps) for stopped, kept, steps in rounds)
 
 
 def sampling_cost(folder: Path) -> dict[str, float | None]:

@@ -152,13 +152,13 @@ def test_the_projects_own_list_is_valid_and_every_key_has_a_comment():
     runs = arms.planned(config)
     assert {arm: len(found.seeds) for arm, found in config.arms.items()}.items() >= {
         "default": 3, "sft-on-chosen": 3, "sft-on-gold": 3, "random-pairs": 3, "flipped": 1}.items()
-    assert runs[0].name == "default-seed0" and all(not run.config.guards.stop for run in runs)
+    assert runs[0].name == "default-seed0" and runs[0].settings == {}
     # One sampling a seed serves all arms.
     assert {arms.sampler_of(run, runs).name for run in runs} == {"default-seed0", "default-seed1", "default-seed2"}
     lines = path.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines):
         key = line.strip().partition(":")[0]
-        if key not in ("seeds", "settings", "measure", "") and not key.startswith(("#", "guards")):
+        if key not in ("seeds", "settings", "measure", "") and not key.startswith("#"):
             assert lines[number - 1].strip().startswith("#"), f"no comment above {key}"
 
 
@@ -262,11 +262,11 @@ def test_arms_with_other_sampling_sample_for_themselves(project, stages, monkeyp
         ("sft", "measure"), ("gold-seed0", "sample"), ("gold-seed0", "judge"), ("gold-seed0", "all"), ("gold-seed0", "measure")]
 
 
-def test_where_the_guards_gave_back_an_earlier_step_the_last_one_is_trained_too(project, stages, monkeypatch, capsys):
+def test_where_the_guards_intervened_the_last_step_is_trained_too(project, stages, monkeypatch, capsys):
     stages.kept = 3
     assert run(monkeypatch, capsys, "--arms", "default", "--set", "arms.default.seeds=[0]")[0] is None
-    ways = [(name, config.guards.keep) for name, step, config in stages if step == "all"]
-    assert ways == [("default-seed0", "best"), ("last", "last")]
+    ways = [(name, config.guards.keep, config.guards.stop) for name, step, config in stages if step == "all"]
+    assert ways == [("default-seed0", "best", True), ("last", "last", False)]
     # The kept adapter is SFT's, byte for byte: nobody is asked twice.
     assert stages[-1] == ("default-seed0", "measure", ["sft", "last"])
     result = json.loads((project / "results" / "default-seed0.json").read_text())
@@ -348,8 +348,9 @@ def results(tmp_path):
     """SFT right on 2 of 8; default on 4 and 3, of which it publishes SFT's once; random on 1, with one seed."""
     write(tmp_path, "sft", {"sft": "11000000"})
     write(tmp_path, "default-seed0", {"last": "11110000", "published": "11110000"})
-    write(tmp_path, "default-seed1", {"last": "11001000", "published": "11000000"}, steps=7, chosen_logp=[None])
-    write(tmp_path, "random-seed0", {"last": "10000000", "published": "11000000"})
+    nothing = {"start": -0.5, "last": None, "kept": -0.5}
+    write(tmp_path, "default-seed1", {"last": "11001000", "published": "11000000"}, steps=7, chosen_logp=[nothing])
+    write(tmp_path, "random-seed0", {"last": "10000000", "published": "11000000"}, chosen_logp=[None])
     return tmp_path
 
 
