@@ -19,7 +19,7 @@ from rich.text import Text
 
 from preference.report_page import plots, text
 from preference.significance import mcnemar, wilson_interval
-from sft.artefacts import atomic_path
+from sft.artefacts import atomic_path, content_hash
 from sft.evaluation import RAN
 
 VERDICTS = ("correct", "wrong", "unclear")
@@ -37,8 +37,9 @@ def summarise(split: str, results: Mapping[str, Sequence[dict]], facts: Mapping)
         facts: what else is known of the run (sft, dpo, pairs, training, config, versions); every key may be missing.
 
     Returns:
-        split, n, models, paired, facts. Accuracies are fractions from 0 to 1; `unclear` is the share that counts as not
-        correct though it may be right; `failures` counts wrong answers by reason. `paired` compares every model with
+        split, n, questions, models, paired, facts. Accuracies are fractions from 0 to 1; `unclear` is the share that counts
+        as not correct though it may be right; `failures` counts wrong answers by reason; `right` has a 1 or 0 for each
+        question, in the order that `questions`, a hash of their ids, stands for. `paired` compares every model with
         the next ("base_sft") and, from three models on, the first with the last ("base_dpo").
 
     Raises:
@@ -52,6 +53,7 @@ def summarise(split: str, results: Mapping[str, Sequence[dict]], facts: Mapping)
     return {
         "split": split,
         "n": len(right[names[0]]),
+        "questions": content_hash([row["example_id"] for row in results[names[0]]])[:16],
         "models": {name: _summarise_model(rows) for name, rows in results.items()},
         "paired": {
             f"{before}_{after}": {"before": before, "after": after, **mcnemar(right[before], right[after])}
@@ -166,6 +168,7 @@ def _summarise_model(rows: Sequence[dict]) -> dict:
         "unclear": verdicts["unclear"] / n,
         "ended_with_eos": sum(bool(row["ended_with_eos"]) for row in rows) / n,
         "mean_tokens": sum(row["token_count"] for row in rows) / n,
+        "right": "".join(str(int(row["verdict"] == "correct")) for row in rows),
         "verdicts": {verdict: verdicts[verdict] for verdict in VERDICTS},
         "failures": _reasons(rows, "wrong"),
         "unclear_reasons": _reasons(rows, "unclear"),

@@ -11,6 +11,7 @@ import pytest
 
 from preference.report import print_table, render_page, summarise, write_report
 from preference.report_page import plots, text
+from sft.artefacts import content_hash
 
 HOSTILE = [
     "</script><script>window.harmed = 1</script>",
@@ -55,6 +56,8 @@ def test_summary_by_hand():
     assert base["unclear"] == 0.25
     assert base["ended_with_eos"] == 0.75
     assert base["mean_tokens"] == 15
+    assert [model["right"] for model in summary["models"].values()] == ["1000", "0110", "1111"]
+    assert summary["questions"] == content_hash(["1", "2", "3", "4"])[:16]
     assert base["failures"] == {"sql_error": 1, "rows": 1}
     assert base["unclear_reasons"] == {"volatile": 1}
     assert base["verdicts"] == {"correct": 1, "wrong": 2, "unclear": 1}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preference.significance import mcnemar, newcombe_paired_interval, wilson_interval
+from preference.significance import mcnemar, newcombe_paired_interval, paired_bootstrap, wilson_interval
 
 counts = st.integers(0, 60)
 
@@ -96,3 +96,54 @@ def test_newcombe_holds_the_difference_and_mirrors_when_the_models_swap(both, ga
     n = both + gained + lost + neither
     assert -1 <= low <= ((gained - lost) / n if n else 0) <= high <= 1
     assert newcombe_paired_interval(both, lost, gained, neither) == pytest.approx((-high, -low))
+
+
+# ------------------------------------------------------------------- several seeds
+
+
+def test_bootstrap_of_two_questions_by_hand():
+    # Two draws of two questions, of which one was gained: the difference is 0, 1/2, 1 with chances 1/4, 1/2, 1/4. So p is
+    # twice 1/4, and the 2.5 and 97.5 % points are 0 and 1.
+    drawn = paired_bootstrap([[False, False]], [[True, False]])
+    assert (drawn["difference"], drawn["ci95"]) == (0.5, [0.0, 1.0])
+    assert drawn["p"] == pytest.approx(0.5, abs=0.01)
+    # Both were wrong before: what was gained is the share of errors that went.
+    assert (drawn["error_reduction"], drawn["error_reduction_ci95"]) == (0.5, [0.0, 1.0])
+
+
+def test_bootstrap_of_many_questions_is_the_normal_distribution():
+    # 1,000 questions, 60 gained, 30 lost: difference 0.03 with standard error sqrt((0.09 - 0.03²) / 1000) = 0.009439. So the
+    # interval is 0.03 ± 1.96 x 0.009439, and p that of 0.03 / 0.009439 = 3.178 standard deviations: 0.00148.
+    drawn = paired_bootstrap(*([row] for row in answers(both=500, gained=60, lost=30, neither=410)))
+    assert drawn["difference"] == pytest.approx(0.03)
+    assert drawn["ci95"] == pytest.approx([0.0115, 0.0485], abs=0.0011)
+    assert drawn["p"] == pytest.approx(0.00148, abs=0.0008)
+    # 470 errors before, 440 after; the ratio's standard error, by the delta method, is 0.0196.
+    assert drawn["error_reduction"] == pytest.approx(30 / 470)
+    assert drawn["error_reduction_ci95"] == pytest.approx([0.0255, 0.1022], abs=0.003)
+
+
+def test_bootstrap_takes_a_question_with_its_mean_over_seeds():
+    # The first question is gained by one seed and lost by the other, so nothing ever changes, however it is drawn.
+    drawn = paired_bootstrap([[False, True], [True, True]], [[True, True], [False, True]])
+    assert (drawn["difference"], drawn["ci95"], drawn["p"]) == (0.0, [0.0, 0.0], 1.0)
+    # One seed before, three after: scores 0 -> 2/3 and 1 -> 1 give a difference of 1/3 and two thirds of the errors.
+    drawn = paired_bootstrap([[False, True]], [[True, True], [True, True], [False, True]])
+    assert drawn["difference"] == pytest.approx(1 / 3)
+    assert drawn["error_reduction"] == pytest.approx(2 / 3)
+    # Only the first question counts for errors: in each draw that has it the reduction is two thirds.
+    assert drawn["error_reduction_ci95"] == pytest.approx([2 / 3, 2 / 3])
+
+
+def test_bootstrap_is_the_same_every_time_and_its_smallest_p_is_not_0():
+    one = paired_bootstrap([[False] * 40], [[True] * 40])
+    assert one == paired_bootstrap([[False] * 40], [[True] * 40])
+    assert one["p"] == pytest.approx(2 / 100_001)
+    worse = paired_bootstrap([[True] * 40], [[False] * 40])
+    assert (worse["difference"], worse["error_reduction"], worse["error_reduction_ci95"]) == (-1.0, None, None)
+
+
+@pytest.mark.parametrize(("before", "after"), [([], [[True]]), ([[True]], [[True, False]]), ([[]], [[]])])
+def test_bootstrap_refuses_what_cannot_be_paired(before, after):
+    with pytest.raises(ValueError, match="Align them by example_id"):
+        paired_bootstrap(before, after)

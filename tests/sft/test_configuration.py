@@ -16,7 +16,8 @@ from sft.configuration import (
 )
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FILES = sorted(CONFIGS.glob("*.yaml"))
+# The list of control arms is no stage's configuration (tests/preference/test_ablate.py).
+FILES = sorted(path for path in CONFIGS.glob("*.yaml") if path.name != "ablation.yaml")
 KEY = re.compile(r"( *)(\w+):")
 
 

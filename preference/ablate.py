@@ -1,0 +1,77 @@
+"""Run control arms of stage two on one SFT adapter, and compare them on the same questions.
+
+    python preference/ablate.py [--config FILE] [--set key=value ...] [--arms NAME ...] [--jobs N]
+    python preference/ablate.py --table tests/results/embedded [--json | --markdown]
+
+Each arm and seed of configs/ablation.yaml is trained in a run folder of its own by the stages' own commands, measured by
+greedy execution accuracy, and leaves one small JSON file; what has its file is not run again, and an interrupted set goes on
+where it stopped. Arms with equal settings of sampling share their samples. The table needs those files alone.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path(__file__).parents[1] / "configs" / "ablation.yaml", metavar="FILE",
+                        help="list of the arms (default: configs/ablation.yaml)")
+    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", dest="settings",
+                        help="replace single keys of that file, for instance --set run=runs/mine measure.data=test")
+    parser.add_argument("--arms", nargs="+", metavar="NAME", help="run these arms alone (default: all)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N",
+                        help="runs at a time, each on its share of the cores (default: 1)")
+    parser.add_argument("--launch", metavar="FILE", help="accelerate's configuration, e.g. launch/gpu.yaml (default: its own)")
+    parser.add_argument("--overwrite", action="store_true", help="run anew the arms whose result has other settings")
+    parser.add_argument("--table", type=Path, metavar="FOLDER", help="only show the table of a folder of results")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="the table as JSON, with every interval and p value")
+    form.add_argument("--markdown", action="store_true", help="the table as Markdown")
+    arguments = parser.parse_args()
+    from preference import arm_results
+
+    try:
+        folder = arguments.table or run_arms(arguments)
+        table = arm_results.summary(folder)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    if arguments.json:
+        print(json.dumps(table, indent=2))
+    elif arguments.markdown:
+        print(arm_results.markdown(table))
+    else:
+        arm_results.print_table(table)
+
+
+def run_arms(arguments) -> Path:
+    """Run what has no result yet; gives the folder of results. ValueError names the arms that failed, after all others."""
+    from functools import partial
+
+    from preference import arms
+    from preference.arm_run import Ablation
+    from preference.launcher import Launcher
+    from sft.configuration import read_configuration
+
+    config = read_configuration(arms.AblationConfig, arguments.config, arguments.settings)
+    runs = arms.planned(config)
+    wanted = arms.chosen(runs, arguments.arms)
+    launcher = Launcher(arguments.jobs, arguments.launch)
+    ablation = Ablation(config, runs, arms.stage_one(config), launcher, arguments.overwrite)
+    todo = [run for run in wanted if not arms.is_finished(run.result, ablation.identity(run), arguments.overwrite)]
+    print(f"{len(wanted)} runs, {len(wanted) - len(todo)} of them have their result in {config.results}", flush=True)
+
+    if not arms.is_finished(ablation.sft_result, ablation.sft_identity, arguments.overwrite):
+        launcher.all({"sft": ablation.measure_sft}, "measured")
+    # What several runs wait for goes first: samples, and the pairs that others take their number of steps from.
+    samplers = {run.name: run for run in map(ablation.sampler, todo) if arguments.overwrite or not arms.sampled(run.folder)}
+    pacemakers = {run.name: run for run in map(ablation.pacemaker, todo) if run is not None}
+    launcher.all({name: partial(ablation.sample, run) for name, run in samplers.items()}, "sampled")
+    launcher.all({name: partial(ablation.pair, run) for name, run in pacemakers.items()}, "paired")
+    launcher.all({run.name: partial(ablation.run_arm, run) for run in todo}, "finished")
+    return Path(config.results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""Results of control arms: one JSON file for each arm and seed, and the table that is made from those files alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from preference.report_page import text
+from preference.significance import mcnemar, paired_bootstrap, wilson_interval
+
+MEASURES = ("execution_accuracy", "valid_sql", "unclear", "ended_with_eos", "mean_tokens")
+# What is measured of each arm: the adapter of the last step, and the one that the stage would publish.
+STATES = {"last": "At the last step, guards off", "published": "As the guards publish"}
+
+
+def measured(report: dict, name: str) -> dict:
+    """A model's figures out of report.json (`preference.report.summarise`): MEASURES, and `right`, 1 or 0 a question."""
+    return {key: report["models"][name][key] for key in (*MEASURES, "right")}
+
+
+def training_facts(folder: Path) -> dict:
+    """What the rounds of a run folder left of their training, as lists with one item a round where they could differ.
+
+    chosen_logp: {start, last, kept} of the guards' fixed pairs, in nats a token; None where the guards did not measure.
+    kept_steps: the step whose adapter was kept; None without guards. `start`: the proof that training began at SFT.
+    """
+    places = sorted(folder.glob("round-*/dpo/training.json"), key=lambda path: int(path.parts[-3].removeprefix("round-")))
+    rounds = [json.loads(path.read_text(encoding="utf-8")) for path in places]
+    chosen = []
+    for facts in rounds:
+        rows = {row["step"]: row["chosen_logp"] for row in facts.get("guards") or []}
+        chosen.append({"start": rows[min(rows)], "last": rows[max(rows)], "kept": rows.get(facts["kept_step"])} if rows else None)
+    return {
+        "rounds": len(rounds), "pairs": sum(facts["pairs"] for facts in rounds), "steps": sum(facts["steps"] for facts in rounds),
+        "round_steps": [facts["steps"] for facts in rounds], "start": [facts["start"] for facts in rounds],
+        "guards": [facts.get("guards") for facts in rounds], "kept_steps": [facts.get("kept_step") for facts in rounds],
+        "stopped": [facts.get("stopped") for facts in rounds], "chosen_logp": chosen,
+        "train_s": sum(facts["duration_s"] for facts in rounds),
+        "peak_memory_bytes": max((facts["peak_memory_bytes"] for facts in rounds), default=None),
+    }
+
+
+# --------------------------------------------------------------------- reading the files
+
+
+def read_results(folder: Path) -> tuple[dict, dict[str, dict[int, dict]]]:
+    """(the result of SFT, {arm: {seed: result}}) of a folder; arms in the order of their names, `default` first.
+
+    Raises ValueError where a file is missing, unreadable, or about other questions than the rest.
+    """
+    if not (folder / "sft.json").exists():
+        found = ", ".join(sorted(path.name for path in folder.glob("*.json"))) if folder.is_dir() else "no such folder"
+        raise ValueError(f"{folder} has no sft.json (found: {found or 'no result'}). Every arm is compared with the SFT model. "
+                         f"Run the arms: bash launch/ablate.sh --set results={folder}")
+    results = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            results[path] = json.loads(path.read_text(encoding="utf-8"))
+            models = {name: model["right"] for name, model in results[path]["models"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{path} is not a result of an arm. Allowed are files that preference/ablate.py wrote. Move it "
+                             "away, or delete it to have that arm run again.") from None
+        sft = results.get(folder / "sft.json") or json.loads((folder / "sft.json").read_text(encoding="utf-8"))
+        if results[path]["questions"] != sft["questions"] or {len(right) for right in models.values()} != {sft["n"]}:
+            raise ValueError(
+                f"{path} is about other questions (hash {results[path]['questions']}, n = {results[path]['n']}) than sft.json "
+                f"(hash {sft['questions']}, n = {sft['n']}). All arms of a folder must answer the same questions. Measure again "
+                "those that differ (delete their files), or keep two folders of results (--set results=FOLDER).")
+    arms: dict[str, dict[int, dict]] = {}
+    for path, result in results.items():
+        if path.name != "sft.json":
+            arms.setdefault(result["arm"], {})[result["seed"]] = result
+    return results[folder / "sft.json"], dict(sorted(arms.items(), key=lambda item: (item[0] != "default", item[0])))
+
+
+def bits(right: str) -> list[bool]:
+    return [mark == "1" for mark in right]
+
+
+def compared(before: Sequence[str], after: Sequence[str]) -> dict:
+    """Two arms on the same questions, each a string of 1 and 0 for each seed.
+
+    One seed each: McNemar's exact p and Newcombe's interval. More: interval and p of `paired_bootstrap`, and McNemar's p for
+    each pair of seeds. The error reduction's interval is the bootstrap's in both cases.
+    """
+    drawn = paired_bootstrap([bits(right) for right in before], [bits(right) for right in after])
+    rows = list(before) * len(after) if len(before) == 1 else list(before)
+    single = [mcnemar(bits(one), bits(other)) for one, other in zip(rows, after, strict=True)]
+    found = drawn | {"test": "paired bootstrap", "mcnemar_p": [one["p"] for one in single]}
+    if len(single) == 1:
+        found |= {"test": "McNemar", "gained": single[0]["gained"], "lost": single[0]["lost"], "ci95": single[0]["ci95"],
+                  "p": single[0]["p"]}
+    return found
+
+
+def summary(folder: Path) -> dict:
+    """The whole table as JSON: {results, data, n, questions, sft, last: [arm, ...], published: [arm, ...]}.
+
+    Each arm: arm, seeds, means over its seeds of MEASURES, `accuracies` of each seed, pairs, steps, chosen_logp_change (to
+    the last step, nats a token, mean of the seeds that tell), `against_sft`, and, but for `default`, `default_against`: how
+    much better `default` is, on the seeds that both have (None where there is none).
+    """
+    sft, arms = read_results(folder)
+    sft_model = sft["models"]["sft"]
+    table = {"results": str(folder), "data": sft["data"], "n": sft["n"], "questions": sft["questions"],
+             "sft": {key: sft_model[key] for key in MEASURES}
+             | {"ci95": list(wilson_interval(sft_model["right"].count("1"), sft["n"]))}}
+    for state in STATES:
+        rows = []
+        for arm, seeds in arms.items():
+            models = [result["models"][state] for result in seeds.values()]
+            changes = [change for change in map(chosen_change, seeds.values()) if change is not None]
+            row = {"arm": arm, "seeds": sorted(seeds), **{key: mean([model[key] for model in models]) for key in MEASURES},
+                   "accuracies": [seeds[seed]["models"][state]["execution_accuracy"] for seed in sorted(seeds)],
+                   "pairs": mean([result["pairs"] for result in seeds.values()]),
+                   "steps": mean([result["steps"] for result in seeds.values()]),
+                   "chosen_logp_change": mean(changes) if changes else None,
+                   "against_sft": compared([sft_model["right"]], [model["right"] for model in models])}
+            if arm != "default" and "default" in arms:
+                common = sorted(seeds.keys() & arms["default"].keys())
+                row["default_against"] = compared(
+                    [seeds[seed]["models"][state]["right"] for seed in common],
+                    [arms["default"][seed]["models"][state]["right"] for seed in common],
+                ) | {"seeds": common} if common else None
+            rows.append(row)
+        table[state] = rows
+    return table
+
+
+def chosen_change(result: dict) -> float | None:
+    """By how many nats a token the chosen queries' log-probability rose to the last step, all rounds together.
+
+    None where the guards did not measure, or found no number (a model that has come apart gives nan, kept as None).
+    """
+    rounds = result["chosen_logp"]
+    if not rounds or any(one is None or None in (one["start"], one["last"]) for one in rounds):
+        return None
+    return sum(one["last"] - one["start"] for one in rounds)
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+# --------------------------------------------------------------------- showing them
+
+HEADINGS = ("Arm", "Seeds", "Accuracy", "Against SFT, points", "Error reduction", "p", "Default better by", "p", "Valid SQL",
+            "EOS", "Tokens", "Steps", "Chosen logp")
+
+
+def interval(value: float | None, ends: Sequence[float] | None, unit: str = "") -> str:
+    """ "+3.1 (0.4 to 5.8)" in points, with `unit` after the value."""
+    if value is None or ends is None:
+        return "-"
+    return f"{100 * value:+.1f}{unit} ({100 * ends[0]:+.1f} to {100 * ends[1]:+.1f})"
+
+
+def cells(row: dict) -> list[str]:
+    """A row of the table as text, in the order of HEADINGS."""
+    against, default = row["against_sft"], row.get("default_against")
+    accuracy = text.percent(row["execution_accuracy"])
+    if len(row["seeds"]) > 1:
+        accuracy += f" ({100 * min(row['accuracies']):.1f} to {100 * max(row['accuracies']):.1f})"
+    change = row["chosen_logp_change"]
+    return [row["arm"], ", ".join(map(str, row["seeds"])), accuracy, interval(against["difference"], against["ci95"]),
+            interval(against["error_reduction"], against["error_reduction_ci95"], " %"), short_p(against["p"]),
+            *(("-", "-") if default is None else (interval(default["difference"], default["ci95"]), short_p(default["p"]))),
+            text.percent(row["valid_sql"]), text.percent(row["ended_with_eos"]), f"{row['mean_tokens']:.1f}",
+            f"{row['steps']:g}", "-" if change is None else f"{change:+.3f}"]
+
+
+def short_p(p: float) -> str:
+    return text.p_value(p).removeprefix("p ").removeprefix("= ")
+
+
+def explanation(table: dict) -> str:
+    """What the columns mean, below the table."""
+    sft = table["sft"]
+    return (f"SFT: {text.percent(sft['execution_accuracy'])} ({100 * sft['ci95'][0]:.1f} to {100 * sft['ci95'][1]:.1f}) of "
+            f"{table['n']} questions, valid SQL {text.percent(sft['valid_sql'])}, EOS {text.percent(sft['ended_with_eos'])}, "
+            f"{sft['mean_tokens']:.1f} tokens. Accuracy: mean over seeds (lowest to highest). Intervals are 95 %, paired over "
+            "the questions. One seed: McNemar's exact p; more: paired bootstrap over questions, each scored by its mean over "
+            "seeds. \"Default better by\": points, on the seeds that both arms have. Chosen logp: change from the first step "
+            "to the last, nats a token, on the guards' pairs.")
+
+
+def markdown(table: dict) -> str:
+    """The table for a Markdown file."""
+    lines = []
+    for state, title in STATES.items():
+        lines += [f"**{title}** ({table['data']}, n = {table['n']})", "", "| " + " | ".join(HEADINGS) + " |",
+                  "|" + "---|" * len(HEADINGS), *("| " + " | ".join(cells(row)) + " |" for row in table[state]), ""]
+    return "\n".join([*lines, explanation(table)])
+
+
+def print_table(table: dict) -> None:
+    """The table in the terminal."""
+    console = Console()
+    for state, title in STATES.items():
+        # In two parts, since a terminal is 80 characters wide: what the arm reached, and how healthy its model is.
+        for part, places in (("", range(8)), (", health", (0, *range(8, len(HEADINGS))))):
+            shown = Table(title=Text(f"{title}{part}: {table['data']}, n = {table['n']}"), title_justify="left",
+                          title_style="bold", box=SIMPLE)
+            for place in places:
+                shown.add_column(HEADINGS[place], justify="left" if place < 2 else "right", overflow="fold")
+            for row in table[state]:
+                shown.add_row(*(Text(cells(row)[place]) for place in places))
+            console.print(shown)
+    console.print(Text(explanation(table)))

@@ -1,0 +1,193 @@
+"""What one run of a control arm does, by the stages' own commands: share samples, pair, train, measure, leave its result."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from preference.arm_results import measured, training_facts
+from preference.arms import (
+    SAMPLED,
+    AblationConfig,
+    ArmRun,
+    copy_step,
+    identity,
+    matched_epochs,
+    measured_identity,
+    pacemaker_of,
+    pair_count,
+    prepare_folder,
+    sampler_of,
+    settings_of,
+)
+from preference.launcher import Launcher
+from sft.artefacts import mark_path, write_json
+from sft.checkpoint import checkpoint_hash
+from sft.configuration import DpoConfig, read_configuration
+
+STAGE, COMPARISON = "preference/dpo.py", "preference/compare_models.py"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A set of arms (`runs`, all of them) on the SFT adapter of one finished run. A `cores` below is a share of the cores."""
+
+    config: AblationConfig
+    runs: list[ArmRun]
+    sft_config: dict
+    launcher: Launcher
+    overwrite: bool
+
+    def pacemaker(self, run: ArmRun) -> ArmRun | None:
+        return pacemaker_of(run, self.runs, self.config.same_steps_as)
+
+    def sampler(self, run: ArmRun) -> ArmRun:
+        return sampler_of(run, self.runs)
+
+    def identity(self, run: ArmRun) -> dict:
+        return identity(run, self.config, self.pacemaker(run))
+
+    def stage(self, run: ArmRun, folder: Path, cores: list[int], *options: str, **settings) -> str:
+        """Stage two with the run's settings, in `folder`; gives the command."""
+        words = [STAGE, "--config", self.config.config, *options, "--set", *run.overrides(run=str(folder), **settings)]
+        self.launcher.call(folder, cores, *words, *["--overwrite"] * self.overwrite)
+        return shlex.join(["accelerate", "launch", *words])
+
+    def sample(self, run: ArmRun, cores: list[int]) -> None:
+        """The first round's candidates and verdicts, which other runs share."""
+        prepare_folder(run.folder, self.config, self.sft_config)
+        for step in ("sample", "judge"):
+            self.stage(run, run.folder, cores, "--only", step, rounds=1)
+
+    def pair(self, run: ArmRun, cores: list[int]) -> None:
+        """The first round's pairs, from the samples that the run has or shares."""
+        self.share_samples(run, run.folder)
+        if self.overwrite or not mark_path(run.folder / "round-1" / "pairs.parquet").exists():
+            self.stage(run, run.folder, cores, "--only", "pairs", rounds=1)
+
+    def share_samples(self, run: ArmRun, folder: Path) -> None:
+        """Make a run folder, with a copy of the samples and verdicts that belong to the run."""
+        prepare_folder(folder, self.config, self.sft_config)
+        source = self.sampler(run).folder
+        if source != folder:
+            for name in SAMPLED:
+                copy_step(source / "round-1" / name, folder / "round-1" / name)
+
+    def run_arm(self, run: ArmRun, cores: list[int]) -> None:
+        """Train one arm with one seed, measure it and write its result.
+
+        `published` is what the stage publishes, with the guards as they are set. `last` is the adapter of the last step: where
+        the guards stopped training or gave back an earlier step, the same training is done once more without them, in RUN/last.
+        """
+        epochs = {}
+        self.share_samples(run, run.folder)
+        if (pacemaker := self.pacemaker(run)) is not None:
+            self.pair(run, cores)
+            epochs = {"train.epochs": matched_epochs(pair_count(run.folder), pacemaker.config, pair_count(pacemaker.folder))}
+        command = self.stage(run, run.folder, cores, **epochs)
+        last = run.folder
+        if guards_intervened(run.folder):
+            last = run.folder / "last"
+            self.share_samples(run, last)
+            self.stage(run, last, cores, **epochs, **{"guards.stop": False, "guards.keep": "last"})
+        started = time.monotonic()
+        report, names = self.measure(run.folder, cores, {"last": last_adapter(last), "published": run.folder / "best"})
+        there, kept = training_facts(last), training_facts(run.folder)
+        trained_s = there["train_s"] + (kept["train_s"] if last != run.folder else 0)
+        write_json(run.result, {
+            "arm": run.arm, "seed": run.seed, "settings": run.settings, "command": command, "commit": commit_of(run.folder),
+            "data": self.config.measure.data, "n": report["n"], "questions": report["questions"],
+            "models": {state: measured(report, name) for state, name in names.items()}, "published_is": names["published"],
+            **{key: there[key] for key in ("rounds", "pairs", "steps", "start", "guards", "chosen_logp")},
+            "kept_steps": kept["kept_steps"], "stopped": kept["stopped"],
+            "cost": {**sampling_cost(self.sampler(run).folder), "samples_of": self.sampler(run).name, "train_s": trained_s,
+                     "measure_s": round(time.monotonic() - started, 1), "peak_memory_bytes": there["peak_memory_bytes"]},
+            "identity": self.identity(run),
+        })
+
+    # ------------------------------------------------------------------ measuring
+    def measure(self, folder: Path, cores: list[int], adapters: dict[str, Path]) -> tuple[dict, dict[str, str]]:
+        """(report.json of SFT and these adapters of a run folder, {adapter's name: name in the report}).
+
+        Equal weights are asked once, under the first name. The answers of SFT are those that `measure_sft` kept.
+        """
+        weights, models, names = {checkpoint_hash(folder / "sft"): "sft"}, {"sft": folder / "sft"}, {}
+        for name, path in adapters.items():
+            names[name] = weights.setdefault(checkpoint_hash(path), name)
+            models.setdefault(names[name], path)
+        output, shared = self.measured_folder(folder), self.measured_folder(self.sft_folder)
+        if output != shared:
+            copy_step(shared / "answers" / "sft.parquet", output / "answers" / "sft.parquet")
+            if (shared / "data-questions").exists() and not (output / "data-questions").exists():
+                os.symlink((shared / "data-questions").resolve(), output / "data-questions")
+        base, asked = self.base, self.config.measure
+        words = [COMPARISON, "--output", str(output), "--run", str(folder), "--data", asked.data,
+                 "--max-new-tokens", str(base.evaluate.max_new_tokens), "--batch-size", str(base.evaluate.batch_size),
+                 "--precision", base.train.precision, "--databases", base.judge.databases, "--workers", str(base.judge.workers)]
+        words += ["--limit", str(asked.limit)] if asked.limit else []
+        words += ["--columns", *(f"{ours}={theirs}" for ours, theirs in asked.columns.items())] if asked.columns else []
+        self.launcher.call(folder, cores, *words, *["--overwrite"] * self.overwrite, "--models",
+                           *(f"{name}={path}" for name, path in models.items()))
+        return json.loads((output / "report.json").read_text(encoding="utf-8")), names
+
+    def measure_sft(self, cores: list[int]) -> None:
+        """The result of the adapter that all arms start from."""
+        prepare_folder(self.sft_folder, self.config, self.sft_config)
+        started = time.monotonic()
+        report, _ = self.measure(self.sft_folder, cores, {})
+        write_json(self.sft_result, {
+            "arm": "sft", "seed": None, "data": self.config.measure.data, "n": report["n"], "questions": report["questions"],
+            "models": {"sft": measured(report, "sft")}, "cost": {"measure_s": round(time.monotonic() - started, 1)},
+            "identity": self.sft_identity,
+        })
+
+    @cached_property
+    def base(self) -> DpoConfig:
+        """Stage two before any arm changes it: it says how every arm is measured."""
+        return read_configuration(DpoConfig, Path(self.config.config), settings_of(self.config.settings))
+
+    @property
+    def sft_folder(self) -> Path:
+        return Path(self.config.runs) / "sft"
+
+    @property
+    def sft_result(self) -> Path:
+        return Path(self.config.results) / "sft.json"
+
+    @property
+    def sft_identity(self) -> dict:
+        return measured_identity(self.config, self.base)
+
+    def measured_folder(self, folder: Path) -> Path:
+        """Where a run's answers stand: results of other questions are measured beside them."""
+        return folder / "measured" / Path(self.config.results).name
+
+
+def last_adapter(folder: Path) -> Path:
+    """The adapter that the last round of a run folder ended with; SFT's where not even the first had a pair to train on."""
+    adapters = [mark.parent for mark in folder.glob("round-*/dpo/complete.json")]
+    return max(adapters, key=lambda path: int(path.parts[-2].removeprefix("round-")), default=folder / "sft")
+
+
+def guards_intervened(folder: Path) -> bool:
+    """Whether in some round the guards stopped training, or kept an adapter that is not the last step's."""
+    facts = training_facts(folder)
+    rounds = zip(facts["stopped"], facts["kept_steps"], facts["round_steps"], strict=True)
+    return any(stopped is not None or kept not in (None, steps) for stopped, kept, steps in rounds)
+
+
+def sampling_cost(folder: Path) -> dict[str, float | None]:
+    """Seconds that the first round's samples and verdicts took, from their marks; None where those do not tell."""
+    marks = {name: json.loads(mark_path(folder / "round-1" / f"{name}.parquet").read_text(encoding="utf-8"))
+             for name in ("candidates", "verdicts")}
+    return {"sample_s": marks["candidates"]["rows"].get("seconds"), "judge_s": marks["verdicts"]["rows"].get("seconds")}
+
+
+def commit_of(folder: Path) -> str | None:
+    """The git commit that a run folder's stage was last run on."""
+    return json.loads((folder / "versions.json").read_text(encoding="utf-8"))["git_commit"]

@@ -1,0 +1,241 @@
+"""Control arms as a plan: which configurations, whose samples, which folders; read from one YAML file and checked."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+from ruamel.yaml import YAML
+
+from preference.dpo import HOW_NOT_WHAT
+from sft.artefacts import atomic_path, content_hash, file_hash, mark_path
+from sft.checkpoint import checkpoint_hash
+from sft.configuration import DpoConfig, Limit, Section, read_configuration
+from sft.records import read_stage_configuration
+
+SAMPLED = ("candidates.parquet", "verdicts.parquet")
+
+
+class Measure(Section):
+    data: str
+    columns: dict[str, str]
+    limit: Limit
+
+
+class Arm(Section):
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    settings: dict[str, Any]
+
+
+class AblationConfig(Section):
+    """Keys of a set of control arms (configs/ablation.yaml)."""
+
+    config: str
+    run: str
+    runs: str
+    results: str
+    settings: dict[str, Any]
+    same_steps_as: str | None
+    measure: Measure
+    arms: Annotated[dict[str, Arm], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """One arm with one seed. `settings` are the keys of stage two that it replaces; `config` is what comes of them."""
+
+    arm: str
+    seed: int
+    settings: dict[str, Any]
+    config: DpoConfig
+    folder: Path  # its run folder
+    result: Path  # its result file
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-seed{self.seed}"
+
+    @property
+    def samples(self) -> str:
+        """What its round-1 candidates and verdicts depend on: arms in which this is equal share them."""
+        config = self.config
+        return content_hash([config.seed, config.sample.model_dump(exclude={"batch_size"}), config.judge.databases,
+                             config.train.precision])
+
+    def overrides(self, **more: Any) -> list[str]:
+        """--set values for stage two."""
+        return settings_of(self.settings | {"run": str(self.folder), "seed": self.seed} | more)
+
+
+def settings_of(replaced: dict[str, Any]) -> list[str]:
+    """Keys and values as --set takes them; words and paths without quotation marks."""
+    def written(value: Any) -> str:
+        plain = isinstance(value, str) and re.fullmatch(r"[a-z][a-z_-]*|[\w./-]*/[\w./-]*", value)
+        return value if plain and value not in ("true", "false", "null") else json.dumps(value)
+
+    return [f"{key}={written(value)}" for key, value in replaced.items()]
+
+
+def planned(config: AblationConfig) -> list[ArmRun]:
+    """All arms and seeds, every configuration checked before anything runs; the arm that gives the steps comes first.
+
+    Raises ValueError for an arm's unusable name or settings, repeated seeds, and an unknown `same_steps_as`.
+    """
+    first = config.same_steps_as
+    if first is not None and first not in config.arms:
+        raise ValueError(f"same_steps_as: there is no arm {first!r}. Arms: {', '.join(config.arms)}. Name one of them, or null.")
+    runs = []
+    for name, arm in sorted(config.arms.items(), key=lambda item: item[0] != first):
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name) or re.search(r"-seed\d+$", name) or name == "sft":
+            raise ValueError(f"arms.{name}: not a name for files. Allowed are small letters, digits, - and ., not sft, which is "
+                             "the model that all arms start from. Rename the arm.")
+        if len(set(arm.seeds)) < len(arm.seeds):
+            raise ValueError(f"arms.{name}.seeds: {arm.seeds} names a seed twice. Each seed is run once. Take one out.")
+        if taken := {"run", "seed"} & (config.settings.keys() | arm.settings.keys()):
+            raise ValueError(f"arms.{name}: settings must not hold {' or '.join(sorted(taken))}, which each arm has of its own. "
+                             "Take it out; seeds stand under `seeds`.")
+        for seed in arm.seeds:
+            folder = Path(config.runs) / f"{name}-seed{seed}"
+            settings = config.settings | arm.settings
+            unchecked = ArmRun(name, seed, settings, None, folder, Path(config.results) / f"{name}-seed{seed}.json")
+            try:
+                checked = read_configuration(DpoConfig, Path(config.config), unchecked.overrides())
+            except ValueError as error:
+                raise ValueError(f"arm {name}: {error}") from None
+            runs.append(ArmRun(name, seed, settings, checked, folder, unchecked.result))
+    return runs
+
+
+def chosen(runs: list[ArmRun], names: list[str] | None) -> list[ArmRun]:
+    """The runs of the named arms, all of them where none is named; ValueError for a name that is no arm."""
+    known = list(dict.fromkeys(run.arm for run in runs))
+    if unknown := sorted(set(names or []) - set(known)):
+        raise ValueError(f"--arms {' '.join(unknown)}: no such arm. Arms: {', '.join(known)}. Name some of those, or add yours "
+                         "to the configuration.")
+    return [run for run in runs if not names or run.arm in names]
+
+
+def sampler_of(run: ArmRun, runs: list[ArmRun]) -> ArmRun:
+    """The run that samples for this one: the first with equal samples, perhaps itself."""
+    return next(other for other in runs if other.samples == run.samples)
+
+
+def pacemaker_of(run: ArmRun, runs: list[ArmRun], arm: str | None) -> ArmRun | None:
+    """The run whose number of steps this one takes; None where it keeps its own."""
+    if arm is None or run.arm == arm or {"train.epochs", "train.global_batch_size"} & run.settings.keys():
+        return None
+    return next((other for other in runs if other.arm == arm and other.seed == run.seed), None)
+
+
+def matched_epochs(pairs: int, pacemaker: DpoConfig, pacemaker_pairs: int) -> float:
+    """Passes over `pairs` that make as many optimiser steps as the pacemaker's passes over its own.
+
+    Example: 100 pairs, batch 16, one epoch make 6 steps; 250 pairs need (6 x 16 + 1/2) / 250 = 0.386 epochs, which hold
+    96.5 rows: 6 whole batches.
+    """
+    batch = pacemaker.train.global_batch_size
+    steps = int(pacemaker_pairs * pacemaker.train.epochs) // batch or 1  # as `sft.order.global_batches` counts them
+    return (steps * batch + 0.5) / pairs
+
+
+def stage_one(config: AblationConfig) -> dict:
+    """The shared run's configuration of stage one; ValueError where that run, or its adapter, is not finished."""
+    run = Path(config.run)
+    command = f"accelerate launch sft/run.py --set run={run}"
+    if not (run / "sft" / "complete.json").exists():
+        raise ValueError(f"run: {run} holds no finished SFT adapter (no {run / 'sft' / 'complete.json'}). All arms start from "
+                         f"one. Make it first, with the configuration that belongs to {config.config}:\n  {command}")
+    return read_stage_configuration(run, "sft", command)
+
+
+def identity(run: ArmRun, config: AblationConfig, pacemaker: ArmRun | None) -> dict:
+    """What a result depends on; a result file that holds the same is not made again. JSON values only."""
+    stage = run.config.model_dump(exclude={"run": True, "train": HOW_NOT_WHAT, "sample": {"batch_size"}, "judge": {"workers"}})
+    steps_of = None if pacemaker is None else content_hash([
+        pacemaker.samples, pacemaker.config.pairs.model_dump(), pacemaker.config.train.epochs,
+        pacemaker.config.train.global_batch_size])[:16]
+    return json.loads(json.dumps({"stage_two": stage, "steps_of": steps_of} | measured_identity(config, run.config)))
+
+
+def measured_identity(config: AblationConfig, stage: DpoConfig) -> dict:
+    """What the figures of the SFT adapter depend on."""
+    data, shared = config.measure.data, Path(config.run)
+    file = shared / "data" / f"{data}.parquet" if data in ("train", "dev", "test") else Path(data)
+    return {"sft": checkpoint_hash(shared / "sft"), "data_hash": file_hash(file)[:16] if file.is_file() else None,
+            "measure": config.measure.model_dump(), "evaluate": stage.evaluate.model_dump(), "databases": stage.judge.databases,
+            "precision": stage.train.precision}
+
+
+def is_finished(result: Path, wanted: dict, overwrite: bool) -> bool:
+    """Whether a result file is there for exactly this identity; ValueError where it is of another, unless `overwrite`."""
+    if not result.exists():
+        return False
+    try:
+        found = json.loads(result.read_text(encoding="utf-8"))["identity"]
+    except (ValueError, KeyError, TypeError):
+        found = {}
+    if found == wanted or overwrite:
+        return found == wanted
+    differing = [f"{section}: {found.get(section)!r} there, {value!r} now" for section, value in wanted.items()
+                 if found.get(section) != value and section != "stage_two"]
+    there = flat(found.get("stage_two") or {})
+    differing += [f"{key}: {there.get(key)!r} there, {value!r} now" for key, value in flat(wanted.get("stage_two") or {}).items()
+                  if there.get(key) != value]
+    raise ValueError(f"{result} was measured with other settings ({'; '.join(differing)[:1500] or 'not a result of an arm'}). "
+                     "Finished results are not overwritten. Go back to those settings, choose other folders (--set "
+                     "results=FOLDER runs=FOLDER), or add --overwrite to run this arm anew.")
+
+
+def flat(values: dict, prefix: str = "") -> dict[str, Any]:
+    """A section's keys with the names that --set gives them."""
+    found = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and key != "trl" else {prefix + key: value}
+    return found
+
+
+def prepare_folder(folder: Path, config: AblationConfig, sft_config: dict) -> None:
+    """A run folder whose `sft` and `data` are those of the shared run: links, since stage two only reads them.
+
+    People's labels go with them, as they do in the shared run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("sft", "data", "labels.sqlite"):
+        link, target = folder / name, (Path(config.run) / name).resolve()
+        if link.is_symlink() and link.resolve() != target:
+            raise ValueError(f"{link} leads to {link.resolve()}, and the shared run is {config.run}. Arms of one folder share "
+                             "one SFT adapter. Choose another folder for these runs (--set runs=FOLDER).")
+        if target.exists() and not link.exists():
+            os.symlink(target, link)
+    if not (folder / "config.yaml").exists():
+        with atomic_path(folder / "config.yaml") as temporary, open(temporary, "w", encoding="utf-8") as file:
+            YAML().dump({"sft": sft_config}, file)
+
+
+def copy_step(source: Path, target: Path) -> None:
+    """Copy a finished step's file and then its mark, each as a whole; nothing where the target has the same mark already."""
+    if mark_path(target).exists() and mark_path(target).read_bytes() == mark_path(source).read_bytes():
+        return
+    mark_path(target).unlink(missing_ok=True)
+    for one, other in ((source, target), (mark_path(source), mark_path(target))):
+        with atomic_path(other) as temporary:
+            temporary.write_bytes(one.read_bytes())
+
+
+def sampled(folder: Path) -> bool:
+    """Whether the first round's candidates and verdicts are finished."""
+    return all(mark_path(folder / "round-1" / name).exists() for name in SAMPLED)
+
+
+def pair_count(folder: Path) -> int:
+    """Number of the first round's pairs, from their mark; ValueError where there is none to train on."""
+    count = json.loads(mark_path(folder / "round-1" / "pairs.parquet").read_text(encoding="utf-8"))["rows"]["pairs"]
+    if not count:
+        raise ValueError(f"{folder / 'round-1' / 'pairs.parquet'} holds no pair. An arm needs some to train on. Sample more "
+                         "questions (sample.questions), or take this arm out.")
+    return count

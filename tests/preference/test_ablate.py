@@ -1,0 +1,435 @@
+"""Control arms: the plan, who shares whose samples, going on after an interruption, and the table, worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from preference import ablate, arms, compare_models, dpo, launcher
+from preference.arm_results import compared, markdown, read_results, summary
+from preference.report import summarise
+from sft.artefacts import mark_complete, mark_path, write_json
+from sft.configuration import DpoConfig, read_configuration
+
+PROJECT = Path(__file__).parents[2]
+N = 8
+# Which of the eight questions each arm's last adapter gets right; SFT the first two.
+RIGHT = {"sft": "11000000", "default-seed0": "11110000", "default-seed1": "11101000", "gold-seed0": "10000000"}
+# The first round's pairs: gold gives more, and is to train no longer for it.
+PAIRS = {"default": 100, "gold": 250}
+
+
+def adapter(folder: Path, right: str) -> Path:
+    """An adapter's folder whose weights say which questions it gets right."""
+    write_json(folder / "adapter_config.json", {})
+    write_json(folder / "provenance.json", {"base_fingerprint": "base"})
+    (folder / "adapter_model.safetensors").write_text(right)
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with a finished stage one in runs/shared, ablation.yaml with two arms, and the stage's configuration."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launcher, "PROJECT", tmp_path)
+    shared = tmp_path / "runs" / "shared"
+    adapter(shared / "sft", RIGHT["sft"])
+    mark_complete(shared / "sft", {}, {})
+    (shared / "data").mkdir()
+    (shared / "data" / "dev.parquet").write_text("questions")
+    YAML().dump({"sft": {"model": "embedded"}, "dpo": {"run": "another"}}, shared / "config.yaml")
+    shutil.copy(PROJECT / "configs" / "dpo.yaml", tmp_path / "dpo.yaml")
+    YAML().dump({
+        "config": "dpo.yaml", "run": "runs/shared", "runs": "runs/arms", "results": "results", "settings": {},
+        "same_steps_as": "default", "measure": {"data": "dev", "columns": {}, "limit": None},
+        "arms": {"gold": {"seeds": [0], "settings": {"train.loss_type": ["sft"], "train.loss_weights": [1.0]}},
+                 "default": {"seeds": [0, 1], "settings": {}}},
+    }, tmp_path / "ablation.yaml")
+    return tmp_path
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    """Stand-ins for the stages behind their real command lines, which do to run folders what those do.
+
+    Gives the list of what was run: (folder, step, configuration), or (folder, "measure", names of the models).
+
+    stages.broken: a folder's name whose training fails. stages.kept: the step whose adapter the guards keep, of 6.
+    """
+
+    class Calls(list):
+        broken: str | None = None
+        kept = 6
+        asked = None  # arguments of the last comparison
+
+    calls = Calls()
+
+    def call(self, folder, cores, script, *words):
+        monkeypatch.setattr(sys, "argv", [script, *words])
+        try:
+            (dpo if script == "preference/dpo.py" else compare_models).main()
+        except SystemExit as exit:
+            raise ValueError(exit.code) from None
+
+    def stage_two(config, steps, overwrite, sft_command):
+        step = "all" if steps == dpo.STEPS else steps[0]
+        run, place = Path(config.run), Path(config.run) / "round-1"
+        calls.append((run.name, step, config))
+        if run.name == calls.broken and step == "all":
+            raise ValueError("the machine was switched off")
+        arm, last = (run.parent if run.name == "last" else run).name, run.name == "last"
+        for name, of in (("candidates", "sample"), ("verdicts", "judge"), ("pairs", "pairs")):
+            file = place / f"{name}.parquet"
+            if step == of or (name == "pairs" and step == "all"):
+                assert not mark_path(file).exists() or name == "pairs", f"{file} was made twice"
+                file.parent.mkdir(exist_ok=True)
+                file.write_text(name + str(config.seed))
+                mark_complete(file, {}, {"pairs": PAIRS[arm.partition("-")[0]], "seconds": 30})
+            elif step in ("pairs", "all"):
+                assert mark_path(file).exists(), f"{file} is missing"
+        if step == "all":
+            kept = 6 if config.guards.keep == "last" else calls.kept
+            adapter(place / "dpo", RIGHT[arm] if kept == 6 else RIGHT["sft"])
+            rows = [{"step": number, "chosen_logp": -0.5 + number / 60} for number in (0, 3, 6)]
+            write_json(place / "dpo" / "training.json", {
+                "steps": 6, "kept_step": kept, "stopped": None, "guards": rows, "start": {}, "duration_s": 100.0,
+                "pairs": PAIRS[arm.partition("-")[0]], "peak_memory_bytes": 5})
+            mark_complete(place / "dpo", {}, {})
+            adapter(run / "best", RIGHT["sft"] if last else (place / "dpo" / "adapter_model.safetensors").read_text())
+            write_json(run / "versions.json", {"git_commit": "abc"})
+
+    row = {"kind": [], "reason": "rows", "ended_with_eos": True, "token_count": 20}
+
+    def comparison(arguments):
+        models, output, run = compare_models.pairs_of(arguments.models, "--models"), arguments.output, arguments.run
+        calls.append((run.name, "measure", list(models)))
+        calls.asked = arguments
+        assert (run / "data" / "dev.parquet").exists()
+        kept = output / "answers" / "sft.parquet"
+        assert kept.exists() == (run.name != "sft"), "SFT answers once, and all arms take its answers"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text("answers")
+        mark_complete(kept, {}, {})
+        rows = {name: [row | {"example_id": f"q{number}", "verdict": "correct" if mark == "1" else "wrong"}
+                       for number, mark in enumerate((Path(path) / "adapter_model.safetensors").read_text())]
+                for name, path in models.items()}
+        write_json(output / "report.json", summarise("dev", rows, {}))
+
+    monkeypatch.setattr(launcher.Launcher, "call", call)
+    monkeypatch.setattr(launcher.ranks, "prepare_environment", lambda distributed: None)
+    monkeypatch.setattr(dpo, "run", stage_two)
+    monkeypatch.setattr(compare_models, "compare", comparison)
+    return calls
+
+
+def run(monkeypatch, capsys, *arguments):
+    """The command in this process: (what it exits with, None where it ends by itself; what it printed)."""
+    monkeypatch.setattr(sys, "argv", ["ablate.py", "--config", "ablation.yaml", *map(str, arguments)])
+    try:
+        ablate.main()
+    except SystemExit as exit:
+        return exit.code, capsys.readouterr().out
+    return None, capsys.readouterr().out
+
+
+# ------------------------------------------------------------------- the list of arms
+
+
+def test_the_projects_own_list_is_valid_and_every_key_has_a_comment():
+    path = PROJECT / "configs" / "ablation.yaml"
+    config = read_configuration(arms.AblationConfig, path, [])
+    runs = arms.planned(config)
+    assert {arm: len(found.seeds) for arm, found in config.arms.items()}.items() >= {
+        "default": 3, "sft-on-chosen": 3, "sft-on-gold": 3, "random-pairs": 3, "flipped": 1}.items()
+    assert runs[0].name == "default-seed0" and runs[0].settings == {}
+    # One sampling a seed serves all arms.
+    assert {arms.sampler_of(run, runs).name for run in runs} == {"default-seed0", "default-seed1", "default-seed2"}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines):
+        key = line.strip().partition(":")[0]
+        if key not in ("seeds", "settings", "measure", "") and not key.startswith("#"):
+            assert lines[number - 1].strip().startswith("#"), f"no comment above {key}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["arms.default.settings={train.epoch: 2}"], "arm default: dpo.yaml with --set has 1 mistake(s):\n  train.epoch: unkn"),
+        (["same_steps_as=none"], "same_steps_as: there is no arm 'none'. Arms: gold, default. Name one of them, or null."),
+        (["arms.default.seeds=[1, 1]"], "arms.default.seeds: [1, 1] names a seed twice"),
+        (["arms.default.seeds=[]"], "arms.default.seeds: found []"),
+        (["arms.default.settings={seed: 3}"], "arms.default: settings must not hold seed"),
+        (["arms.sft={seeds: [0], settings: {}}"], "arms.sft: not a name for files"),
+        (["run=runs/none"], "run: runs/none holds no finished SFT adapter (no runs/none/sft/complete.json). All arms start"),
+        (["measure={data: dev}"], "measure.columns: missing"),
+    ],
+)
+def test_mistakes_are_named_before_anything_runs(project, stages, monkeypatch, capsys, settings, message):
+    code, _ = run(monkeypatch, capsys, "--set", *settings)
+    assert message in code and not stages
+
+
+def test_an_unknown_arm_is_named(project, stages, monkeypatch, capsys):
+    code, _ = run(monkeypatch, capsys, "--arms", "default", "goldd")
+    assert code.startswith("error: --arms goldd: no such arm. Arms: default, gold. Name some of those") and not stages
+
+
+def test_epochs_that_make_the_pacemakers_steps():
+    config = read_configuration(DpoConfig, PROJECT / "configs" / "dpo.yaml", ["train.epochs=1.5", "train.global_batch_size=16"])
+    # 100 pairs, 1.5 epochs: 150 rows are 9 batches of 16. Of 250 pairs it takes (144 + 0.5) / 250 epochs.
+    assert arms.matched_epochs(250, config, 100) == pytest.approx(144.5 / 250)
+    for pairs in range(1, 400):
+        assert int(pairs * arms.matched_epochs(pairs, config, 100)) // 16 == 9
+    assert int(250 * arms.matched_epochs(250, config, 3)) // 16 == 1  # fewer pairs than a batch make one step
+
+
+# ------------------------------------------------------------------- running them
+
+
+def test_arms_share_samples_and_steps_and_leave_one_file_each(project, stages, monkeypatch, capsys):
+    code, printed = run(monkeypatch, capsys)
+    assert code is None
+    steps = [(name, step) for name, step, _ in stages]
+    # SFT is measured once, a seed is sampled once, pacemakers' pairs come before the arms that follow them.
+    assert steps == [
+        ("sft", "measure"), ("default-seed0", "sample"), ("default-seed0", "judge"), ("default-seed1", "sample"),
+        ("default-seed1", "judge"), ("default-seed0", "pairs"), ("default-seed0", "all"), ("default-seed0", "measure"),
+        ("default-seed1", "all"), ("default-seed1", "measure"), ("gold-seed0", "pairs"), ("gold-seed0", "all"),
+        ("gold-seed0", "measure")]
+    assert (project / "runs/arms/gold-seed0/round-1/candidates.parquet").read_text() == "candidates0"
+    [gold] = [config for name, step, config in stages if (name, step) == ("gold-seed0", "all")]
+    assert gold.train.loss_type == ["sft"] and int(250 * gold.train.epochs) // gold.train.global_batch_size == 6
+    assert {path.name for path in (project / "results").iterdir()} == {
+        "sft.json", "default-seed0.json", "default-seed1.json", "gold-seed0.json"}
+    result = json.loads((project / "results" / "gold-seed0.json").read_text())
+    assert result["models"]["last"]["right"] == RIGHT["gold-seed0"] and result["models"]["last"]["execution_accuracy"] == 1 / 8
+    assert (result["arm"], result["seed"], result["pairs"], result["steps"], result["n"]) == ("gold", 0, 250, 6, N)
+    assert result["commit"] == "abc" and result["cost"]["samples_of"] == "default-seed0" and result["cost"]["train_s"] == 100
+    assert result["chosen_logp"] == [{"start": -0.5, "last": pytest.approx(-0.4), "kept": pytest.approx(-0.4)}]
+    command = shlex.split(result["command"])
+    assert command[:6] == ["accelerate", "launch", "preference/dpo.py", "--config", "dpo.yaml", "--set"]
+    assert {'train.loss_type=["sft"]', "seed=0", "run=runs/arms/gold-seed0"} < set(command)
+    assert str(project) not in json.dumps(result)
+    assert "[3/3] gold-seed0: finished in" in printed and "about 0 min left" in printed
+    assert "At the last step" in printed and "gold" in printed.split("Arm")[-1]
+    # What is shared is linked, and only read.
+    assert (project / "runs/arms/gold-seed0/sft").resolve() == project / "runs/shared/sft"
+    assert sorted(path.name for path in (project / "runs/shared").iterdir()) == ["config.yaml", "data", "sft"]
+
+
+def test_a_set_goes_on_where_it_stopped(project, stages, monkeypatch, capsys):
+    stages.broken = "default-seed1"
+    code, printed = run(monkeypatch, capsys)
+    assert code == "error: 1 of 3 could not be finished:\ndefault-seed1: error: the machine was switched off"
+    assert "[2/3] default-seed1: failed" in printed  # the others are through all the same
+    kept = (project / "results" / "gold-seed0.json").read_text()
+    stages.clear()
+    stages.broken = None
+    code, printed = run(monkeypatch, capsys)
+    assert code is None and "3 runs, 2 of them have their result in results" in printed
+    assert [(name, step) for name, step, _ in stages] == [("default-seed1", "all"), ("default-seed1", "measure")]
+    assert (project / "results" / "gold-seed0.json").read_text() == kept
+    stages.clear()
+    assert run(monkeypatch, capsys)[0] is None and not stages
+
+
+def test_a_result_of_other_settings_is_not_overwritten_unasked(project, stages, monkeypatch, capsys):
+    run(monkeypatch, capsys, "--arms", "gold")
+    stages.clear()
+    settings = ["--arms", "gold", "--set", "arms.gold.settings={train.beta: 0.3}"]
+    code, _ = run(monkeypatch, capsys, *settings)
+    assert code.startswith("error: results/gold-seed0.json was measured with other settings (") and not stages
+    assert "train.beta: 0.1 there, 0.3 now" in code and "--overwrite to run this arm anew" in code
+    # How the work is cut up changes no result.
+    settings = ["--arms", "gold", "--set", "settings={train.micro_batch_size: 2, judge.workers: 1}"]
+    assert run(monkeypatch, capsys, *settings)[0] is None and not stages
+
+
+def test_arms_with_other_sampling_sample_for_themselves(project, stages, monkeypatch, capsys):
+    run(monkeypatch, capsys, "--arms", "gold", "--set", "arms.gold.settings={sample.temperature: 0.7}", "same_steps_as=null")
+    assert [(name, step) for name, step, _ in stages] == [
+        ("sft", "measure"), ("gold-seed0", "sample"), ("gold-seed0", "judge"), ("gold-seed0", "all"), ("gold-seed0", "measure")]
+
+
+def test_where_the_guards_intervened_the_last_step_is_trained_too(project, stages, monkeypatch, capsys):
+    stages.kept = 3
+    assert run(monkeypatch, capsys, "--arms", "default", "--set", "arms.default.seeds=[0]")[0] is None
+    ways = [(name, config.guards.keep, config.guards.stop) for name, step, config in stages if step == "all"]
+    assert ways == [("default-seed0", "best", True), ("last", "last", False)]
+    # The kept adapter is SFT's, byte for byte: nobody is asked twice.
+    assert stages[-1] == ("default-seed0", "measure", ["sft", "last"])
+    result = json.loads((project / "results" / "default-seed0.json").read_text())
+    assert result["models"]["last"]["right"] == RIGHT["default-seed0"] and result["models"]["published"]["right"] == RIGHT["sft"]
+    assert (result["published_is"], result["kept_steps"], result["cost"]["train_s"]) == ("sft", [3], 200)
+
+
+def test_trained_arms_are_measured_on_other_questions_too(project, stages, monkeypatch, capsys):
+    run(monkeypatch, capsys, "--arms", "gold")
+    asked = stages.asked
+    assert (asked.data, asked.limit, asked.columns, asked.max_new_tokens, asked.databases) == ("dev", None, [], 96, "both")
+    (project / "runs/arms/sft/measured/report/data-questions").mkdir(parents=True)  # what a file's rows are audited into
+    settings = ["results=report", "measure={data: dev.jsonl, columns: {gold: query}, limit: 5}"]
+    assert run(monkeypatch, capsys, "--arms", "gold", "--set", *settings)[0] is None
+    assert (stages.asked.data, stages.asked.limit, stages.asked.columns) == ("dev.jsonl", 5, ["gold=query"])
+    assert stages.asked.output == Path("runs/arms/gold-seed0/measured/report")
+    assert (stages.asked.output / "data-questions").resolve() == project / "runs/arms/sft/measured/report/data-questions"
+    # The same run folder, so nothing is sampled again, and training finds itself complete.
+    assert [step for name, step, _ in stages].count("sample") == 1
+    assert json.loads((project / "report/gold-seed0.json").read_text())["data"] == "dev.jsonl"
+    assert (project / "results/gold-seed0.json").exists()
+
+
+def test_a_set_that_is_stopped_stops_its_commands(tmp_path):
+    started = launcher.Launcher(1, None)
+    started.accelerate = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+    def stop():
+        while not started.running:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    begun = time.monotonic()
+    with pytest.raises(SystemExit) as stopped:
+        started.all({name: lambda cores: started.call(tmp_path, cores, "stage.py") for name in "ab"}, "done")
+    assert stopped.value.code == 143 and not started.running and time.monotonic() - begun < 30
+
+
+def test_two_jobs_run_at_once_each_on_its_own_cores(monkeypatch):
+    monkeypatch.setattr(launcher.ranks, "cores", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda number: {4, 7}, raising=False)
+    meeting, found = threading.Barrier(2, timeout=10), {}
+
+    def work(name, cores):
+        meeting.wait()  # passes only if both are here
+        found[name] = cores
+
+    launcher.Launcher(2, None).all({name: lambda cores, name=name: work(name, cores) for name in "ab"}, "done")
+    assert sorted(found.values()) == [[4], [7]]
+    with pytest.raises(ValueError, match=r"--jobs 3: this machine offers 2 core\(s\). Allowed is 1 to 2"):
+        launcher.Launcher(3, None)
+
+
+def test_a_failing_command_is_told_with_its_last_words_and_its_log(tmp_path):
+    started = launcher.Launcher(1, None)
+    started.accelerate = [sys.executable, "-c", "import sys; print(sys.argv[1]); sys.exit('error: no room')"]
+    with pytest.raises(ValueError, match="accelerate launch stage.py ended with exit status 1: error: no room") as error:
+        started.call(tmp_path / "run", [], "stage.py")
+    assert str(tmp_path / "run" / "ablate.log") in str(error.value)
+    assert (tmp_path / "run" / "ablate.log").read_text() == "stage.py\nerror: no room\n"
+
+
+# ------------------------------------------------------------------- the table
+
+
+def write(folder: Path, name: str, models: dict[str, str], **more) -> None:
+    """A result file with what the table reads."""
+    arm, _, seed = name.partition("-seed")
+    write_json(folder / f"{name}.json", {
+        "arm": arm, "seed": int(seed) if seed else None, "data": "dev", "n": N, "questions": "hash", "pairs": 10, "steps": 6,
+        "chosen_logp": [{"start": -0.5, "last": -0.45, "kept": -0.5}], "models": {
+            state: {"right": right, "execution_accuracy": right.count("1") / N, "valid_sql": 0.875, "unclear": 0.0,
+                    "ended_with_eos": 1.0, "mean_tokens": 20.0} for state, right in models.items()}} | more)
+
+
+@pytest.fixture
+def results(tmp_path):
+    """SFT right on 2 of 8; default on 4 and 3, of which it publishes SFT's once; random on 1, with one seed."""
+    write(tmp_path, "sft", {"sft": "11000000"})
+    write(tmp_path, "default-seed0", {"last": "11110000", "published": "11110000"})
+    nothing = {"start": -0.5, "last": None, "kept": -0.5}
+    write(tmp_path, "default-seed1", {"last": "11001000", "published": "11000000"}, steps=7, chosen_logp=[nothing])
+    write(tmp_path, "random-seed0", {"last": "10000000", "published": "11000000"}, chosen_logp=[None])
+    return tmp_path
+
+
+def test_the_table_by_hand(results):
+    table = summary(results)
+    assert (table["n"], table["sft"]["execution_accuracy"]) == (8, 0.25)
+    assert [row["arm"] for row in table["last"]] == ["default", "random"]
+    default, random = table["last"]
+    assert (default["seeds"], default["accuracies"], default["execution_accuracy"]) == ([0, 1], [0.5, 0.375], 0.4375)
+    assert (default["steps"], default["chosen_logp_change"]) == (6.5, pytest.approx(0.05))
+    against = default["against_sft"]
+    # Gains of 2 and 1 of 8 questions, of 6 errors: means 1.5 / 8 and 1.5 / 6.
+    assert (against["difference"], against["error_reduction"]) == (pytest.approx(0.1875), pytest.approx(0.25))
+    assert against["test"] == "paired bootstrap" and against["mcnemar_p"] == [0.5, 1.0]
+    # Three of the eight questions gain 1/2: no draw is below 0, (5/8)^8 = 0.0233 of them are 0, and the next are 1/16.
+    assert against["p"] == pytest.approx(2 * 0.02328, abs=0.004) and against["ci95"][0] == pytest.approx(1 / 16)
+    # One seed: McNemar. random loses one of SFT's two: 0 gained, 1 lost.
+    against = random["against_sft"]
+    assert (against["test"], against["gained"], against["lost"], against["p"]) == ("McNemar", 0, 1, 1.0)
+    assert against["error_reduction"] == pytest.approx(-1 / 6)
+    # On seed 0, the one that both have, default is right on three more and wrong on none: p = 2 / 2³.
+    better = random["default_against"]
+    assert (better["seeds"], better["difference"], better["p"]) == ([0], 0.375, 0.25)
+    published = table["published"]
+    assert published[0]["accuracies"] == [0.5, 0.25] and published[1]["against_sft"]["p"] == 1.0
+    json.dumps(table, allow_nan=False)
+
+
+def test_the_table_needs_the_files_alone_in_three_forms(results, monkeypatch, capsys):
+    code, printed = run(monkeypatch, capsys, "--table", results, "--json")
+    assert code is None and json.loads(printed) == json.loads(json.dumps(summary(results)))
+    code, printed = run(monkeypatch, capsys, "--table", results, "--markdown")
+    assert "**At the last step, guards off** (dev, n = 8)" in printed and printed.count("| default | 0, 1 |") == 2
+    row = next(line for line in printed.splitlines() if line.startswith("| random"))
+    assert row.startswith("| random | 0 | 12.5 % | -12.5 (") and "| +37.5 (" in row and row.count("|") == 14
+    assert "SFT: 25.0 % (7.1 to 59.1) of 8 questions" in printed
+    code, printed = run(monkeypatch, capsys, "--table", results)
+    assert code is None and "At the last step" in printed and "random" in printed
+
+
+def test_an_arm_alone_and_one_without_a_common_seed(results):
+    for seed in (0, 1):
+        (results / f"default-seed{seed}.json").unlink()
+    assert "default_against" not in summary(results)["last"][0]
+    write(results, "default-seed5", {"last": "11000000", "published": "11000000"})
+    assert summary(results)["last"][1]["default_against"] is None
+    assert "| - | - |" in markdown(summary(results))
+
+
+def test_several_seeds_against_several():
+    found = compared(["1100", "1000"], ["1110", "1100"])
+    assert (found["difference"], found["test"]) == (pytest.approx(0.25), "paired bootstrap")
+    assert found["mcnemar_p"] == [1.0, 1.0]
+
+
+def test_files_about_other_questions_are_not_mixed(results):
+    write(results, "other-seed0", {"last": "11000000", "published": "11000000"}, questions="changed")
+    with pytest.raises(ValueError, match="other-seed0.json is about other questions") as error:
+        read_results(results)
+    assert "(hash changed, n = 8) than sft.json (hash hash, n = 8)" in str(error.value) and "Measure again" in str(error.value)
+    write(results, "other-seed0", {"last": "110", "published": "110"})
+    with pytest.raises(ValueError, match="is about other questions"):
+        read_results(results)
+
+
+def test_what_is_no_result_and_a_folder_without_sft_are_named(results):
+    (results / "notes.json").write_text("[]")
+    with pytest.raises(ValueError, match="notes.json is not a result of an arm. Allowed are"):
+        read_results(results)
+    with pytest.raises(ValueError, match="none has no sft.json .found: no such folder.. Every arm is compared"):
+        read_results(results / "none")
+
+
+def test_help_is_instant():
+    command = [sys.executable, "-X", "importtime", "preference/ablate.py", "--help"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: ") and "torch" not in done.stderr and "pyarrow" not in done.stderr
+
+
+def test_every_committed_set_of_results_makes_a_table():
+    for file in (PROJECT / "tests" / "results").glob("*/sft.json"):
+        assert summary(file.parent)["last"]
