@@ -106,7 +106,7 @@ def run(config, overwrite: bool) -> None:
 
     rows = tokenized_rows(tokenizer, train_rows, schema_style=config.prompt.schema_style,
                           max_prompt_tokens=config.prompt.max_prompt_tokens,
-                          max_completion_tokens=config.evaluate.max_new_tokens)
+                          max_completion_tokens=config.evaluate.max_new_tokens, keep=folder / "data")
     before = measure(base, "base model")
     general_before = general_text_loss(base, tokenizer)
     model = lora_model(base, rank=config.train.lora_rank, alpha=config.train.lora_alpha,

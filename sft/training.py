@@ -9,11 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+from tqdm import tqdm
+
 from sft import ranks
-from sft.artefacts import content_hash, library_writes, write_json
+from sft.artefacts import content_hash, library_writes, read_parquet, write_json, write_parquet
 from sft.order import accumulation_steps, global_batches
 from sft.packing import pack
-from sft.prompt import completion_ids, prompt_ids, render, target_text
+from sft.prompt import completion_ids, prompt_hash, prompt_ids, render, target_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,17 +28,20 @@ MAX_DROPPED_SHARE = 0.05
 GENERAL_TEXT = Path(__file__).with_name("general_text.txt")
 
 
+TOKENS_SCHEMA = pa.schema([("prompt_ids", pa.list_(pa.int32())), ("completion_ids", pa.list_(pa.int32()))])
+
+
 def tokenized_rows(tokenizer: PreTrainedTokenizerBase, examples: list[dict], *, schema_style: str,
-                   max_prompt_tokens: int, max_completion_tokens: int) -> list[dict]:
+                   max_prompt_tokens: int, max_completion_tokens: int, keep: Path | None = None) -> list[dict]:
     """Rows {input_ids, labels, schema}: labels are -100 on the prompt, and the ids of query and EOS on the completion.
 
     Example: prompt ids [5, 6], completion ids [7, 2] -> input_ids [5, 6, 7, 2], labels [-100, -100, 7, 2].
     Rows over the limits are left out and counted; ValueError if they are more than `MAX_DROPPED_SHARE` of all.
+    keep: a folder where the token ids stay, under a hash of all that they follow from, for the next start.
     """
     rows, dropped = [], 0
-    for example in examples:
-        prompt = prompt_ids(tokenizer, render(example, schema_style))
-        completion = completion_ids(tokenizer, target_text(example))
+    tokens = _token_ids(tokenizer, examples, schema_style, max_prompt_tokens, keep)
+    for example, (prompt, completion) in zip(examples, tokens, strict=True):
         if len(prompt) > max_prompt_tokens or len(completion) > max_completion_tokens:
             dropped += 1
             continue
@@ -51,6 +57,27 @@ def tokenized_rows(tokenizer: PreTrainedTokenizerBase, examples: list[dict], *, 
             "limits, or use `prompt.schema_style: compact`."
         )
     return rows
+
+
+def _token_ids(tokenizer, examples: list[dict], schema_style: str, max_prompt_tokens: int,
+               keep: Path | None) -> list[tuple[list[int], list[int]]]:
+    """(prompt ids, completion ids) of each example."""
+    file = None
+    if keep:
+        texts = [[example.get(name) for name in ("question", "context", "evidence", "answerable", "gold_sql")]
+                 for example in examples]
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        vocabulary = backend.to_str() if backend else sorted(tokenizer.get_vocab().items())
+        key = content_hash([texts, vocabulary, prompt_hash(tokenizer, schema_style, max_prompt_tokens)])
+        file = keep / f"tokens-{key[:16]}.parquet"
+    if file and file.exists():
+        return [(row["prompt_ids"], row["completion_ids"]) for row in read_parquet(file)]
+    bar = tqdm(examples, desc="tokenising", unit="row", disable=not ranks.is_main() or len(examples) < 1000)
+    found = [(prompt_ids(tokenizer, render(example, schema_style)), completion_ids(tokenizer, target_text(example)))
+             for example in bar]
+    if file and ranks.is_main():
+        write_parquet(file, [dict(zip(TOKENS_SCHEMA.names, row, strict=True)) for row in found], TOKENS_SCHEMA)
+    return found
 
 
 def finite(log: list[dict]) -> list[dict]:

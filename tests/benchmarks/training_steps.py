@@ -84,10 +84,13 @@ def policy(attention: str, precision: str):
 
 
 class Clock(TrainerCallback):
-    """When each step ended: the time between two ends is a step's, its batch and its bookkeeping included."""
+    """When training began and each step ended: the time between two is a step's, its batch and its bookkeeping included."""
 
     def __init__(self):
         self.ends: list[float] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.ends = [time.perf_counter()]
 
     def on_step_end(self, args, state, control, **kwargs):
         if torch.cuda.is_available():
@@ -96,12 +99,12 @@ class Clock(TrainerCallback):
 
 
 def seconds_a_step(trainer: Trainer, head: str) -> list[float]:
-    """Seconds of each step of a training run but the first."""
+    """Seconds of each step of a training run; the first of several only warms up."""
     clock = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Clock))
-    clock.ends.clear()
     with lm_head(head):
         trainer.train()
-    return [end - start for start, end in zip(clock.ends, clock.ends[1:], strict=False)]
+    seconds = [end - start for start, end in zip(clock.ends, clock.ends[1:], strict=False)]
+    return seconds[1:] or seconds
 
 
 def loss_and_gradients(trainer: Trainer, rows: list[dict], way: Way) -> tuple[float, dict]:
@@ -139,7 +142,7 @@ def profile(trainer: Trainer, head: str) -> str:
 
 
 def seconds_and_peak_mib(trainer: Trainer, head: str) -> tuple[list[float], float]:
-    """Seconds of each step of a training run but the first, and what the run adds to the process at its peak."""
+    """Seconds of each step (see `seconds_a_step`), and what the run adds to the process at its peak."""
     seconds, peak = with_peak_bytes(lambda: seconds_a_step(trainer, head))
     return seconds, peak / 2**20
 
@@ -150,7 +153,7 @@ def benchmark(description: str, unit: str, shapes: dict, work_of: Callable[..., 
     work_of(shape, steps, quick) gives the work; trainer_of(way, work, steps, precision) a trainer of it, with a `Clock`.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one timed step a way, trl with one attention: three minutes")
+    parser.add_argument("--quick", action="store_true", help="one step of trl with public options and one of ours: three minutes")
     parser.add_argument("--shape", action="append", choices=shapes, help="only this shape; may be repeated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--profile", action="store_true", help="print torch's profile of trl's way and ours instead")
@@ -158,9 +161,9 @@ def benchmark(description: str, unit: str, shapes: dict, work_of: Callable[..., 
     logging.set_verbosity_error()
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
-    ways = [way for way in WAYS if not (arguments.quick and way == "trl sdpa")]
-    # A run's first step warms up; the others are timed. All ways train a run by turns.
-    steps, runs = (2, 1) if arguments.quick else (3, 3)
+    ways = ["trl eager", "ours"] if arguments.quick else list(WAYS)
+    # All ways train a run by turns; a run's first step warms up. With one step the gradients, compared before, have done so.
+    steps, runs = (1, 1) if arguments.quick else (3, 3)
     results: dict[str, dict] = {}
     for shape in arguments.shape or list(shapes):
         work = work_of(shapes[shape], steps, arguments.quick)
@@ -171,7 +174,7 @@ def benchmark(description: str, unit: str, shapes: dict, work_of: Callable[..., 
         elif arguments.scaling:
             print(f"{shape}: {ten_times(shapes[shape], work_of, trainer_of)}", flush=True)
         else:
-            results[shape] = measured(work, ways, steps, runs, trainer_of)
+            results[shape] = measured(work, ways, steps, runs, trainer_of, 1 if arguments.quick else 2)
             report({shape: results[shape]}, unit)
     if results and arguments.json:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
@@ -191,11 +194,11 @@ def ten_times(shape: tuple, work_of: Callable[..., Work], trainer_of: Callable) 
             f"({small:.0f} MiB)")
 
 
-def measured(work: Work, ways: list[str], steps: int, runs: int, trainer_of: Callable) -> dict[str, dict]:
-    """Speed, ratio, peak memory and differences of each way on one shape."""
+def measured(work: Work, ways: list[str], steps: int, runs: int, trainer_of: Callable, compared: int) -> dict[str, dict]:
+    """Speed, ratio, peak memory and differences of each way on one shape; gradients of up to `compared` rows."""
     trainers = {way: trainer_of(way, work, steps, "bf16") for way in ways}
     # As many rows for all, few enough for the fp32 model.
-    rows = work.rows[: min(work.plain_micro, 2)]
+    rows = work.rows[: min(work.plain_micro, compared)]
     found = {way: loss_and_gradients(trainers[way], rows, WAYS[way]) for way in ways}
     seconds, peaks = {way: [] for way in ways}, dict.fromkeys(ways, 0.0)
     for _ in range(runs):

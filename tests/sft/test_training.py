@@ -129,6 +129,19 @@ def test_rows_at_the_limits_stay_and_longer_ones_are_counted(tokenizer, rows, ca
         assert len(tokenized_rows(tokenizer, many, **LIMITS | {limit: limits[limit]})) == 40
 
 
+def test_tokens_are_kept_by_content(tokenizer, rows, tmp_path, monkeypatch):
+    assert tokenized_rows(tokenizer, EXAMPLES, **LIMITS, keep=tmp_path) == rows
+    [kept] = tmp_path.iterdir()
+    with monkeypatch.context() as patch:  # a second start reads them
+        patch.setattr("sft.training.prompt_ids", None)
+        assert tokenized_rows(tokenizer, EXAMPLES, **LIMITS, keep=tmp_path) == rows
+    # Another question, and another style, are other content.
+    other = [EXAMPLES[0] | {"question": "How many queens are there?"}, *EXAMPLES[1:]]
+    assert tokenized_rows(tokenizer, other, **LIMITS, keep=tmp_path) != rows
+    tokenized_rows(tokenizer, EXAMPLES, **LIMITS | {"schema_style": "ddl"}, keep=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3 and kept.exists()
+
+
 def test_more_than_a_twentieth_lost_is_an_error(tokenizer, rows):
     shorter = LIMITS | {"max_completion_tokens": 20}
     many = EXAMPLES[:1] * 18 + EXAMPLES[2:3]
