@@ -182,6 +182,30 @@ def test_a_key_that_is_held_labels_one_pair(playwright, serve, visit, run_folder
     assert len(stored(run_folder)) == 1
 
 
+def test_a_comment_that_was_not_sent_waits_for_its_pair(playwright, serve, visit, run_folder):
+    expect = playwright.expect
+    page = visit(serve(run_folder) + "/list")
+    press(page, "Enter")
+    field = page.get_by_label("Comment, saved with the label")
+    field.fill("first look at\nthe other one")
+    press(page, "Escape")
+    first = page.url
+    press(page, "n")
+    page.wait_for_url(lambda url: url != first)
+    expect(field).to_have_value("")
+    press(page, "p")
+    expect(field).to_have_value("first look at\nthe other one")
+    press(page, "t")
+    expect(page.get_by_role("status").first).to_contain_text("Saved: Tie")
+    assert stored(run_folder) == [("ada", "tie", "first look at\nthe other one")]
+    press(page, "u")
+    expect(page.get_by_role("status").first).to_contain_text("Undone")
+    expect(field).to_have_value("first look at\nthe other one")
+    page.get_by_role("button", name="Save comment").click()
+    expect(page.locator("#said")).to_contain_text("the other one")
+    expect(field).to_have_value("")
+
+
 def test_everything_works_without_script(playwright, serve, visit, run_folder):
     page = visit(serve(run_folder) + "/list", java_script_enabled=False)
     page.get_by_label("Search").fill("heaviest dog")
