@@ -508,7 +508,7 @@ def test_a_hub_that_refuses_or_is_not_reached(run, monkeypatch, tmp_path):
 
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_token")
     server = HTTPServer(("127.0.0.1", 0), No)
-    Thread(target=server.handle_request, daemon=True).start()
+    Thread(target=server.serve_forever, daemon=True).start()
     store = open_store(run)
     try:
         for name, port in (("team/pairs", server.server_port), ("team/pairs", 9), ("no name of a repository", 9)):
@@ -516,5 +516,6 @@ def test_a_hub_that_refuses_or_is_not_reached(run, monkeypatch, tmp_path):
             with pytest.raises(ValueError, match=f"the hub did not take '{name}': .*Needed are a name OWNER/NAME"):
                 export_pairs(store, None, name, False, Console(file=open("/dev/null", "w")))
     finally:
+        server.shutdown()
         server.server_close()
         store.close()
