@@ -83,6 +83,7 @@ def _make(path: Path, files, columns: list[dict[str, str]]) -> None:
         with connect() as connection:
             # Finding the smallest form of each column would take longer than writing them.
             connection.execute("SET force_compression = 'uncompressed'")
+            connection.execute("SET preserve_insertion_order = false")  # every row carries its number
             connection.execute(f"ATTACH {literal(str(temporary))} AS store")
             _fill(connection, files, columns)
             connection.execute("DETACH store")

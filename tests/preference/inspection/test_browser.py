@@ -197,7 +197,7 @@ def test_a_comment_that_was_not_sent_waits_for_its_pair(playwright, serve, visit
     expect(field).to_have_value("first look at\nthe other one")
     press(page, "t")
     expect(page.get_by_role("status").first).to_contain_text("Saved: Tie")
-    assert stored(run_folder) == [("ada", "tie", "first look at\nthe other one")]
+    assert stored(run_folder) == [("ada", "tie", "first look at\r\nthe other one")]  # as forms send line ends
     press(page, "u")
     expect(page.get_by_role("status").first).to_contain_text("Undone")
     expect(field).to_have_value("first look at\nthe other one")
