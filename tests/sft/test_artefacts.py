@@ -289,7 +289,7 @@ def test_a_shard_that_is_there_is_not_made_again(tmp_path):
 def test_no_space_in_the_middle_of_shards_keeps_those_before(tmp_path, monkeypatch):
     target, write = tmp_path / "x.parquet", pq.write_table
 
-    def full(table, path):
+    def full(table, path, **options):
         if "00001" in path.name:
             raise OSError(errno.ENOSPC, "No space left on device")
         write(table, path)
