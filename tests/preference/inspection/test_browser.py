@@ -363,7 +363,7 @@ def test_screenshots(serve, visit, run_folder, scheme, tmp_path):
     """Overview, list and pair; the files in the repository are made anew with INSPECTION_SCREENSHOTS=1."""
     folder = SCREENSHOTS if os.environ.get("INSPECTION_SCREENSHOTS") else tmp_path
     address = serve(run_folder)
-    page = visit(address + "/list", color_scheme=scheme)
+    page = visit(address + "/list", color_scheme=scheme, viewport={"width": 1360, "height": 840})
     for choice in ("Prefer A", "Prefer A", "Prefer B", "Prefer A", "Tie", "Prefer A"):
         if page.url.endswith("/list"):
             page.get_by_role("link", name="Label from the first").click()
