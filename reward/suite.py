@@ -104,7 +104,9 @@ class SuiteBuilder:
         if mutants >= _FEW_MUTANTS and killed < self.min_kill_score * mutants and not judged_on_file_alone:
             detail = f"{killed} of {mutants} mutants told apart; at least {self.min_kill_score:.0%} are needed"
             return Suite("gold_bad", "undiscriminated", detail, sql, (), empty, "", mutants, killed, survivors)
-        digest = hashlib.sha256("|".join([content_hash, *(m.database.key for m in members)]).encode()).hexdigest()[:16]
+        # A given file's key holds its path too, which says nothing of the content: a run may move.
+        keys = ["given" if m.database.path else m.database.key for m in members]
+        digest = hashlib.sha256("|".join([content_hash, *keys]).encode()).hexdigest()[:16]
         return Suite("ok", "", "", sql, tuple(members), empty, digest, mutants, killed, survivors)
 
     def _file(self, path: str) -> tuple[Database, Schema, str]:

@@ -15,6 +15,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+ROW_GROUP_SIZE = 10_000  # rows
+
 
 def content_hash(value: object) -> str:
     """SHA-256 (hex) of a JSON-serialisable value in canonical form: sorted keys, no spaces."""
@@ -82,7 +84,8 @@ def write_parquet(path: Path, rows: list[dict], schema: pa.Schema) -> None:
         if not row.keys() <= known:
             raise AssertionError(f"columns {sorted(row.keys() - known)} are not in the schema of {path.name}")
     with atomic_path(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
+        # Few rows a group, so that one row of a large file can be read without the rest.
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, row_group_size=ROW_GROUP_SIZE)
 
 
 def read_parquet(path: Path) -> list[dict]:

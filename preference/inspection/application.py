@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from preference.inspection import contents, deeds, sides, views
-from preference.inspection.guard import Guard, cookie_name
+from preference.inspection.guard import Guard, cookie_name, is_open
 from preference.inspection.labels import Label, LabelFile
 from preference.inspection.pages import plots, written
 from preference.inspection.selection import Selection
@@ -203,7 +203,8 @@ def make_application(path: Path, *, host: str = "127.0.0.1", annotator: str = ""
 
     def failed(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
-            return site.error(request, error.status_code, str(error.detail))
+            let_in = guard.token is None or not is_open(request.url.path)
+            return site.error(request, error.status_code, str(error.detail), let_in)
         if isinstance(error, ValueError):  # three parts for a person: a filter, a label, a file
             return site.error(request, 400, str(error))
         return site.error(request, 500, "This page failed, which is a fault of the tool. Labels that were saved are safe. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -37,7 +38,8 @@ def apply_labels(store: Store, console: Console) -> Revision:
     if other := next((path for path in store.files.original if path.suffix != ".parquet"), None):
         raise ValueError(f"{other} is no Parquet file, and apply writes Parquet. Convert it first (inspect-preferences export "
                          f"{other} --evidence --output FOLDER) and label the copy.")
-    labels, rankings = store.labels.latest(), store.labels.rankings()
+    labels = store.labels.latest()
+    rankings = {example_id: store.question(example_id)["rankings"] for example_id in store.labels.rankings()}
     if not labels and not rankings:
         raise ValueError(f"there are no labels in {store.labels_path}. Needed is at least one. Label first: "
                          f"inspect-preferences serve {store.files.named}")
@@ -198,9 +200,12 @@ def _fitting(row: dict, schema) -> dict:
 
 
 def _keep(path: Path) -> Path:
-    """Give a file a second name, NAME.before-labels-N, that no file has yet."""
+    """Give a file a second name, NAME.parquet.before-labels-N, that no file has yet.
+
+    It does not end in .parquet: whoever loads all files of a folder must not get the old pairs beside the new ones.
+    """
     for number in range(1, 100_000):
-        kept = path.with_name(f"{path.stem}.before-labels-{number}{path.suffix}")
+        kept = path.with_name(f"{path.name}.before-labels-{number}")
         try:
             os.link(path, kept)
             return kept
@@ -217,7 +222,7 @@ def kept_pairs(store: Store, wanted: set[str]) -> dict[str, dict]:
     """Pairs by id, of those wanted, from the files that earlier calls kept: what people dropped stands only there."""
     found: dict[str, dict] = {}
     for path in store.files.original if wanted else ():
-        for kept in sorted(path.parent.glob(f"{path.stem}.before-labels-*{path.suffix}"), key=os.path.getmtime):
+        for kept in sorted(path.parent.glob(f"{glob.escape(path.name)}.before-labels-*"), key=os.path.getmtime):
             try:
                 own = identifier(columns_of(store.connection, kept))
                 rows = store.rows(f"SELECT *, {own} AS found_id FROM {parquet(kept)} WHERE found_id IN (SELECT unnest(?::VARCHAR[]))",

@@ -52,8 +52,8 @@ def filter_condition(filters: dict[str, str], joined_kinds: Iterable[str] = ()) 
             values += [value, value]
         elif name == "kind":
             fitting = [joined for joined in joined_kinds if value in joined.split(KIND_SEPARATOR)]
-            conditions.append("kind IN (SELECT unnest(?::VARCHAR[]))")
-            values.append(fitting)
+            conditions.append(f"kind IN ({', '.join('?' * len(fitting))})" if fitting else "false")
+            values += fitting
         else:
             columns = EITHER_SIDE.get(name, (name,))
             conditions.append("(" + " OR ".join(f"{column} = ?" for column in columns) + ")")

@@ -105,7 +105,9 @@ def revise(pairs: dict[int, dict], labels: dict[str, dict[str, Label]], rankings
             revision.actions[number] = Action("drop", None, annotators)
     revision.quarantined = {example_id: names for example_id, (word, names) in about.items() if word == "gold_wrong"}
     for example_id in rankings:
-        if example_id not in about:
+        if not rankings[example_id]:
+            revision.unused["the question is another one by now"] += 1
+        elif example_id not in about:
             _add_ranked(revision, of_question[example_id], example_id, rankings[example_id], queries_of, prompt_of)
     return revision
 

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from preference.inspection import views
+from preference.inspection.question import question_hash
 from preference.inspection.sides import letters, stored_label
 from reward.gate import MAX_SQL_CHARACTERS
 
@@ -68,7 +69,8 @@ def run(site, request: Request) -> Response:
 def rank(site, request: Request) -> Response:
     """Save the order of a question's candidates: fields `rank-KEY`, places from 1 (best), ties allowed."""
     form, example_id = request.state.form, request.query_params.get("id", "")
-    queries = site.store.question(example_id)["queries"]
+    found = site.store.question(example_id)
+    queries = found["queries"]
     if not queries:
         raise HTTPException(410, "This question is no longer in the file, which was written anew. No order was saved.")
     ranks, known = {}, {views.query_key(query["canonical_sql"]): query["canonical_sql"] for query in queries}
@@ -83,7 +85,10 @@ def rank(site, request: Request) -> Response:
                                      "tie.")
         if query is not None:
             ranks[query] = int(value)
-    ranking_id = site.labels.rank(example_id, _annotator(site, request), ranks)
+    asked = question_hash(found["example"])
+    if form.get("content_hash", asked) != asked:
+        raise HTTPException(409, "The question changed since the page was opened. No order was saved. Reload and rank again.")
+    ranking_id = site.labels.rank(example_id, _annotator(site, request), ranks, asked)
     address = f"/question?id={quote(example_id, safe='')}&saved=1"
     return _done(request, address, {"saved": ranking_id, "ranks": len(ranks)})
 

@@ -52,12 +52,14 @@ def export_pairs(store: Store, output: Path | None, hub: str | None, evidence: b
     api = _hub(hub)
     with tempfile.TemporaryDirectory(prefix="inspect-preferences-") as folder:
         _write(store, Path(folder) / "dataset", evidence)
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+        from huggingface_hub.errors import HFValidationError, HTTPError  # a lost connection is an HTTPError of its client too
 
         try:
             api.create_repo(hub, repo_type="dataset", private=True, exist_ok=True)
-            api.upload_folder(repo_id=hub, repo_type="dataset", folder_path=Path(folder) / "dataset")
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            # What an earlier export wrote goes with the same commit: its files would be read along with the new ones.
+            api.upload_folder(repo_id=hub, repo_type="dataset", folder_path=Path(folder) / "dataset",
+                              commit_message=f"{store.total:,} preference pairs", delete_patterns="data/train-*.parquet")
+        except (HTTPError, HFValidationError, OSError) as error:
             raise ValueError(f"the hub did not take {hub!r}: {first_line(error)}. Needed are a name OWNER/NAME that the token "
                              "may write to, and a connection. Check `hf auth whoami`, or export to a folder.") from None
     console.print(f"{store.total:,} pairs in https://huggingface.co/datasets/{hub}", markup=False, soft_wrap=True)

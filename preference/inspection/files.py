@@ -70,7 +70,7 @@ def _round(file: Path) -> tuple[int, str]:
 
 
 _NO_ROWS = {"complete.json", "begun.json", "dataset_info.json", "dataset_dict.json", "state.json", "versions.json", "report.json",
-            "dropped.parquet", "verdicts.parquet"}
+            "dropped.parquet", "verdicts.parquet", "quarantine.jsonl"}
 
 
 def _with_company(named: Path, main: list[Path], kind: str) -> Files:

@@ -85,7 +85,7 @@ class Guard:
                 raise Refused(405, "This address takes GET and POST only.")
             if scope["method"] == "POST":
                 self._check_origin(headers)
-            if self.token is not None and scope["path"] != "/login" and not scope["path"].startswith("/static/"):
+            if self.token is not None and not is_open(scope["path"]):
                 await self._check_token(headers)
             if scope["method"] == "POST":
                 form = await self._read_form(headers, receive)
@@ -184,6 +184,11 @@ class Guard:
 
 _FOREIGN = ("Nothing was saved: the request comes from a page of another site. Only this server's own pages may change "
             "anything.")
+
+
+def is_open(path: str) -> bool:
+    """Whether an address answers without the token too."""
+    return path == "/login" or path.startswith("/static/")
 
 
 def same(one: str, other: str) -> bool:

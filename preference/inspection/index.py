@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import duckdb
@@ -14,6 +16,7 @@ VERSION = 3  # of the table's layout
 _LARGE = 20_000  # rows from which on the index is kept on disk
 _SEARCHED_CHARACTERS = 4_000
 _JUDGED_CANDIDATES = 20_000
+_UNUSED_S = 30 * 24 * 3600  # after which an index is deleted
 TABLE = """CREATE TABLE store.pairs (
   row BIGINT, file USMALLINT, file_row BIGINT, pair_id VARCHAR, example_id VARCHAR, question VARCHAR, chosen_sql VARCHAR,
   rejected_sql VARCHAR, chosen_verdict VARCHAR, chosen_reason VARCHAR, rejected_verdict VARCHAR, rejected_reason VARCHAR,
@@ -42,18 +45,21 @@ def open_index(connection: duckdb.DuckDBPyConnection, files, columns: list[dict[
     keep: list = []
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "text-to-sql-preference"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError:
         keep.append(tempfile.TemporaryDirectory(prefix="inspect-preferences-"))
         folder = Path(keep[0].name)
     path = folder / f"{names}-{state}-{VERSION}-{duckdb.__version__}.duckdb"
-    if not _attached(connection, path):
-        _make(path, files, columns)
-        for old in folder.glob(f"{names}-*.duckdb"):
-            if old != path:
-                old.unlink(missing_ok=True)
-        connection.execute(f"ATTACH {literal(str(path))} AS store (READ_ONLY)")
+    if _attached(connection, path):
+        os.utime(path)
+        return keep
+    _make(path, files, columns)
+    for old in (*folder.glob("*.duckdb"), *folder.glob(".*.duckdb.*")):  # the latter are of a process that was killed
+        with suppress(OSError):
+            if old != path and (old.name.startswith(names) or time.time() - old.stat().st_mtime > _UNUSED_S):
+                old.unlink()
+    connection.execute(f"ATTACH {literal(str(path))} AS store (READ_ONLY)")
     return keep
 
 
@@ -77,6 +83,7 @@ def _make(path: Path, files, columns: list[dict[str, str]]) -> None:
         with connect() as connection:
             # Finding the smallest form of each column would take longer than writing them.
             connection.execute("SET force_compression = 'uncompressed'")
+            connection.execute("SET preserve_insertion_order = false")  # every row carries its number
             connection.execute(f"ATTACH {literal(str(temporary))} AS store")
             _fill(connection, files, columns)
             connection.execute("DETACH store")

@@ -19,12 +19,13 @@ CREATE TABLE IF NOT EXISTS labels (
   label_id INTEGER PRIMARY KEY AUTOINCREMENT, pair_id TEXT NOT NULL, content_hash TEXT NOT NULL, annotator TEXT NOT NULL,
   label TEXT NOT NULL, comment TEXT NOT NULL, time TEXT NOT NULL, undone TEXT);
 CREATE INDEX IF NOT EXISTS labels_of_pair ON labels (pair_id, annotator);
+CREATE INDEX IF NOT EXISTS labels_of_annotator ON labels (annotator, label_id);
 CREATE TABLE IF NOT EXISTS comments (
   comment_id INTEGER PRIMARY KEY AUTOINCREMENT, pair_id TEXT NOT NULL, content_hash TEXT NOT NULL,
   annotator TEXT NOT NULL, comment TEXT NOT NULL, time TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS rankings (
   ranking_id INTEGER PRIMARY KEY AUTOINCREMENT, example_id TEXT NOT NULL, annotator TEXT NOT NULL, ranks TEXT NOT NULL,
-  time TEXT NOT NULL);
+  time TEXT NOT NULL, content_hash TEXT NOT NULL DEFAULT '');
 """
 
 
@@ -42,6 +43,15 @@ class Label(NamedTuple):
     time: str
 
 
+class Ranking(NamedTuple):
+    """One annotator's order of a question's queries: canonical SQL -> place from 1 (best). `content_hash` names the question
+    and schema that were seen, "" where they are not known.
+    """
+
+    ranks: dict[str, int]
+    content_hash: str
+
+
 class LabelFile:
     """A SQLite file of labels, comments and rankings (write-ahead log, every commit synced). Safe across threads and
     processes. Nothing is created before the first word is added.
@@ -53,7 +63,7 @@ class LabelFile:
         self._connection: sqlite3.Connection | None = None
 
     def add(self, pair_id: str, annotator: str, label: str, comment: str = "", content_hash: str | None = None) -> int:
-        """Keep one label and return its number; it is on disk then. The same word said again adds nothing.
+        """Keep one label and return its number; it is on disk then. The annotator's last word said again adds nothing.
 
         label: one of LABELS. content_hash: of the texts that were seen; pairs of this project carry it as their id.
         Raises ValueError for a label that is none, an empty or overlong annotator, or an overlong comment.
@@ -65,9 +75,9 @@ class LabelFile:
 
         def write(connection: sqlite3.Connection) -> int:
             last = connection.execute(
-                "SELECT label_id, label, comment, content_hash FROM labels WHERE pair_id = ? AND annotator = ?"
-                " AND undone IS NULL ORDER BY label_id DESC LIMIT 1", (pair_id, annotator)).fetchone()
-            if last is not None and last[1:] == (label, comment, content_hash):
+                "SELECT label_id, pair_id, label, comment, content_hash FROM labels WHERE annotator = ? AND undone IS NULL"
+                " ORDER BY label_id DESC LIMIT 1", (annotator,)).fetchone()
+            if last is not None and last[1:] == (pair_id, label, comment, content_hash):
                 return last[0]  # a request that was sent twice
             return connection.execute(
                 "INSERT INTO labels (pair_id, content_hash, annotator, label, comment, time) VALUES (?, ?, ?, ?, ?, ?)",
@@ -95,19 +105,20 @@ class LabelFile:
             "INSERT INTO comments (pair_id, content_hash, annotator, comment, time) VALUES (?, ?, ?, ?, ?)", values
         ).lastrowid)
 
-    def rank(self, example_id: str, annotator: str, ranks: dict[str, int]) -> int:
+    def rank(self, example_id: str, annotator: str, ranks: dict[str, int], content_hash: str = "") -> int:
         """Keep an annotator's order of a question's queries: canonical SQL -> place from 1 (best), ties allowed.
 
-        It stands in for the annotator's earlier order of that question; an empty one takes that back.
+        It stands in for the annotator's earlier order of that question; an empty one takes that back. content_hash: of the
+        question and schema that were seen (`question.question_hash`).
         """
         if not isinstance(ranks, dict) or not all(
             isinstance(sql, str) and isinstance(rank, int) and not isinstance(rank, bool) and 1 <= rank <= 1000
             for sql, rank in ranks.items()
         ):
             raise ValueError(f"ranks are {ranks!r:.80}; allowed are places from 1 to 1000 for each query; send those")
-        values = (_pair_id(example_id), _annotator(annotator), json.dumps(ranks), _now())
+        values = (_pair_id(example_id), _annotator(annotator), json.dumps(ranks), _now(), content_hash)
         return self._write(lambda connection: connection.execute(
-            "INSERT INTO rankings (example_id, annotator, ranks, time) VALUES (?, ?, ?, ?)", values).lastrowid)
+            "INSERT INTO rankings (example_id, annotator, ranks, time, content_hash) VALUES (?, ?, ?, ?, ?)", values).lastrowid)
 
     def latest(self) -> dict[str, dict[str, Label]]:
         """The label that holds for each pair and annotator."""
@@ -125,14 +136,14 @@ class LabelFile:
         rows = self._read("SELECT annotator, comment, time FROM comments WHERE pair_id = ? ORDER BY comment_id", pair_id)
         return [dict(zip(("annotator", "comment", "time"), row, strict=True)) for row in rows]
 
-    def rankings(self) -> dict[str, dict[str, dict[str, int]]]:
-        """The order that holds, by question and annotator: canonical SQL -> place."""
-        found: dict[str, dict[str, dict[str, int]]] = {}
-        for example_id, annotator, ranks in self._read(
-                "SELECT example_id, annotator, ranks FROM rankings ORDER BY ranking_id"):
-            found.setdefault(example_id, {})[annotator] = json.loads(ranks)
-        return {example_id: {name: ranks for name, ranks in orders.items() if ranks}
-                for example_id, orders in found.items() if any(orders.values())}
+    def rankings(self) -> dict[str, dict[str, Ranking]]:
+        """The order that holds, by question and annotator."""
+        found: dict[str, dict[str, Ranking]] = {}
+        for example_id, annotator, ranks, content_hash in self._read(
+                "SELECT example_id, annotator, ranks, content_hash FROM rankings ORDER BY ranking_id"):
+            found.setdefault(example_id, {})[annotator] = Ranking(json.loads(ranks), content_hash)
+        return {example_id: {name: ranking for name, ranking in orders.items() if ranking.ranks}
+                for example_id, orders in found.items() if any(ranking.ranks for ranking in orders.values())}
 
     def version(self) -> tuple:
         """Changes whenever a label does."""
@@ -178,6 +189,8 @@ class LabelFile:
                     connection.execute("BEGIN IMMEDIATE")
                     for statement in _TABLES.split(";\n"):
                         connection.execute(statement)
+                    if not any(row[1] == "content_hash" for row in connection.execute("PRAGMA table_info(rankings)")):
+                        connection.execute("ALTER TABLE rankings ADD COLUMN content_hash TEXT NOT NULL DEFAULT ''")
                     connection.execute("COMMIT")
                 except BaseException:
                     connection.close()

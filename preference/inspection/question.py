@@ -8,6 +8,7 @@ import duckdb
 
 from preference.inspection.contents import database_path, trace
 from preference.inspection.files import first_line, parquet
+from preference.inspection.labels import Ranking
 
 if TYPE_CHECKING:
     from preference.inspection.store import Store
@@ -45,12 +46,27 @@ def read_question(store: Store, example_id: str) -> dict:
         if samples:
             warnings.append("the run's candidates are not there: shown are the sides of its pairs")
     try:
-        rankings = store.labels.rankings().get(example_id, {})
+        rankings = ranks_for(example, store.labels.rankings().get(example_id, {}))
     except ValueError as error:
         rankings = {}
         warnings.append(str(error))
     return {"example": example, "queries": distinct_queries(samples, verdicts), "pairs": pairs, "rankings": rankings,
             "warnings": warnings}
+
+
+def question_hash(example: dict | None) -> str:
+    """The hash of what a ranking is about, a question and its schema; "" where neither is known."""
+    from sft.artefacts import content_hash
+
+    seen = {name: (example or {}).get(name) for name in ("question", "context")}
+    return content_hash(seen)[:16] if any(seen.values()) else ""
+
+
+def ranks_for(example: dict | None, rankings: dict[str, Ranking]) -> dict[str, dict[str, int]]:
+    """The annotators' orders that were meant for this question: a question made anew may bear the id of another."""
+    asked = question_hash(example)
+    return {annotator: ranking.ranks for annotator, ranking in rankings.items()
+            if "" in (asked, ranking.content_hash) or ranking.content_hash == asked}
 
 
 def _whole(store: Store, numbers: list[dict]) -> list[dict]:

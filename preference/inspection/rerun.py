@@ -127,7 +127,7 @@ def _suite(judge: Judge, pair: dict, own: dict[str, str | None], queries: dict[s
                 messages.append(f"the databases are made for the {side} query")
             elif sql == own["gold"] and pair.get("suite_hash") not in (None, suite.suite_hash):
                 messages.append("the databases differ from those of the stored verdict (suite_hash): the data, the schema "
-                                "or the judge's settings have changed since")
+                                "or the judge have changed since")
             return suite, "; ".join(messages) or None
         messages.append(f"{side} makes no databases to judge on: {suite.reason} {suite.detail}".strip())
     if not own["gold"]:

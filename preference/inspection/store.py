@@ -6,6 +6,7 @@ import difflib
 import json
 import tempfile
 from collections import OrderedDict
+from itertools import count
 from pathlib import Path
 from threading import RLock
 
@@ -21,15 +22,7 @@ from preference.inspection.conditions import (
     search_condition,
     search_words,
 )
-from preference.inspection.files import (
-    Files,
-    connect,
-    find_files,
-    first_line,
-    judge_settings,
-    parquet,
-    read_columns,
-)
+from preference.inspection.files import Files, connect, find_files, first_line, judge_settings, parquet, read_columns
 from preference.inspection.index import message_text, open_index, prompt_text, side_text
 from preference.inspection.labels import LabelFile
 
@@ -77,10 +70,12 @@ class Store:
         self._keep = keep
         self._lock = RLock()
         self._matches: OrderedDict[str, str] = OrderedDict()
+        self._names = count()
         self._counts: dict[str, int] = {}
         self._version: tuple | None = None
         self._checked: dict[tuple[str, str], bool] = {}
         self._facets: dict | None = None
+        self._label_facets: dict | None = None  # those that change with every label
         self._kinds = [row["kind"] for row in self.rows("SELECT DISTINCT kind FROM store.pairs WHERE kind IS NOT NULL")]
 
     def close(self) -> None:
@@ -112,12 +107,15 @@ class Store:
         if self._facets is None:
             self._facets = self._count_facets()
         self._refresh_labels()
-        [labelled] = self.rows(f"SELECT count(*) AS n FROM store.pairs WHERE {LABELLED}")
-        words = self.rows("SELECT label, count(DISTINCT pair_id) AS n FROM (SELECT pair_id, label FROM people UNION ALL "
-                          "SELECT pair_id, person_label FROM store.pairs WHERE person_label IS NOT NULL) GROUP BY label "
-                          "ORDER BY n DESC, label")
-        return self._facets | {"labelled": [("yes", labelled["n"]), ("no", self.total - labelled["n"])],
-                               "person_label": [(row["label"], row["n"]) for row in words]}
+        with self._lock:
+            if self._label_facets is None:
+                labelled = self._count(LABELLED, [])
+                words = self.rows("SELECT label, count(DISTINCT pair_id) AS n FROM (SELECT pair_id, label FROM people UNION ALL "
+                                  "SELECT pair_id, person_label FROM store.pairs WHERE person_label IS NOT NULL) GROUP BY label "
+                                  "ORDER BY n DESC, label")
+                self._label_facets = {"labelled": [("yes", labelled), ("no", self.total - labelled)],
+                                      "person_label": [(row["label"], row["n"]) for row in words]}
+            return self._facets | self._label_facets
 
     def neighbours(self, pair_id: str, filters: dict[str, str] | None = None, search: str = "", sort: str = "",
                    descending: bool = False) -> tuple[str | None, str | None]:
@@ -242,20 +240,23 @@ class Store:
         self._refresh_labels()
         where, values = filter_condition(filters or {}, self._kinds)
         if words := search_words(search):
-            where += f" AND row IN (SELECT row FROM {self._matching(words)})"
+            return f"row IN (SELECT row FROM {self._matching(words, where, values)})", []
         return where, values
 
-    def _matching(self, words: list[str]) -> str:
-        """The name of a table of the rows that hold every word; kept, since counting, paging and sorting ask again."""
-        key = json.dumps(words)
+    def _matching(self, words: list[str], where: str, values: list) -> str:
+        """The name of a table of the rows that pass a filter and hold every word; kept, since counting, paging and sorting ask
+        again. Few rows pass most filters, so the texts of few are searched.
+        """
+        key = json.dumps([words, where, values, self._version if "people" in where else None])
         with self._lock:
             if key not in self._matches:
-                full = len(self._matches) >= _REMEMBERED
-                name = self._matches.popitem(last=False)[1] if full else f"matching_{len(self._matches)}"
-                condition, values = search_condition(words)
-                self.rows(f"CREATE OR REPLACE TABLE {name} AS SELECT row FROM store.pairs WHERE {condition}", values)
-                self._counts.clear()
+                name = f"matching_{next(self._names)}"
+                condition, more = search_condition(words)
+                self.rows(f"CREATE TABLE {name} AS SELECT row FROM store.pairs WHERE {where} AND {condition}", values + more)
                 self._matches[key] = name
+                if len(self._matches) > _REMEMBERED:
+                    self.rows(f"DROP TABLE {self._matches.popitem(last=False)[1]}")
+                    self._counts.clear()
             self._matches.move_to_end(key)
             return self._matches[key]
 
@@ -298,6 +299,7 @@ class Store:
                       [[getattr(label, name) for label in held] for name in ("pair_id", "label", "label_id")])
             self._version = version
             self._counts.clear()
+            self._label_facets = None
 
     def _meant(self, labels: list) -> list:
         """The labels whose texts are those of the pair that has their id now.

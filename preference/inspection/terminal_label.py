@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -71,9 +72,15 @@ def _first(store: Store, annotator: str, filters: dict[str, str]) -> str | None:
 
 def _unlabelled_from(store: Store, pair_id: str | None, annotator: str, filters: dict[str, str]) -> str | None:
     """This pair, or the next one in the list that has no word of the annotator yet."""
-    while pair_id is not None and filters.get("labelled") != "yes" and annotator in store.pair(pair_id)["labels"]:
+    while pair_id is not None and filters.get("labelled") != "yes" and _has_word(store, pair_id, annotator):
         pair_id = store.neighbours(pair_id, filters)[1]
     return pair_id
+
+
+def _has_word(store: Store, pair_id: str, annotator: str) -> bool:
+    label = store.labels.of(pair_id).get(annotator)
+    # A label whose hash is the pair's id needs no look at the texts.
+    return label is not None and (label.content_hash == pair_id or annotator in store.pair(pair_id)["labels"])
 
 
 def _show(pair: dict, sides: dict[str, str], blind: bool, annotator: str, console: Console) -> None:
@@ -97,11 +104,14 @@ def _read_key(console: Console) -> str:
 
     before = termios.tcgetattr(sys.stdin)
     try:
-        tty.setcbreak(sys.stdin)
-        key = sys.stdin.read(1).lower()
+        tty.setcbreak(sys.stdin)  # drops what was typed before the pair was there
+        # Past sys.stdin, which would hand out an arrow key (ESC [ A) as three keys, the last of them `a`.
+        typed = os.read(sys.stdin.fileno(), 64).decode("utf-8", "replace").lower()
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
-    return "" if key == "\x04" else key
+    if typed.startswith("\x1b"):
+        return typed
+    return "" if typed[:1] == "\x04" else typed[:1]
 
 
 def _read_line(console: Console, prompt: str) -> str:

@@ -12,7 +12,7 @@ from preference.inspection.apply import dropped_entries, quarantine, say
 from preference.inspection.contents import EXCHANGED, labels_for
 from preference.inspection.decisions import majority, overturned, revise, revised_row
 from preference.inspection.labels import LabelFile
-from preference.inspection.question import distinct_queries
+from preference.inspection.question import distinct_queries, ranks_for
 from preference.significance import wilson_interval
 from sft.artefacts import read_parquet
 from sft.prompt import render
@@ -35,6 +35,7 @@ def with_peoples_words(pairs: list[dict], dropped: list[dict], run: Path, exampl
     labels, rankings = file.latest(), file.rankings()
     file.close()
     asked = {example["example_id"]: example for example in examples}
+    rankings = {name: ranks_for(asked.get(name), orders) for name, orders in rankings.items()}
     samples, judged = defaultdict(list), defaultdict(dict)
     for row in candidates:
         if row["example_id"] in rankings:

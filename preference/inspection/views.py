@@ -13,6 +13,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from preference.inspection.pages import overview_lines
 from preference.inspection.pages.result_tables import result_tables
+from preference.inspection.question import question_hash
 from preference.inspection.selection import ROWS_A_PAGE
 from preference.inspection.sides import CHOICES, label_words, letters, stored_label
 from preference.report_page.text import embeddable, visible
@@ -113,7 +114,7 @@ def question(site, request: Request) -> Response:
     queries = [query["sql"] for query in found["queries"]]
     return site.page(request, "question.jinja", here="list", example_id=example_id, question=example,
                      candidates=candidates, pairs=found["pairs"], problems=found["warnings"],
-                     saved="saved" in request.query_params and ranks,
+                     saved="saved" in request.query_params and ranks, content_hash=question_hash(found["example"]),
                      schema=_drawn(example.get("context"), [], example.get("gold_sql"), *queries))
 
 

@@ -11,12 +11,14 @@ import json
 import os
 import platform
 import random
+import re
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,17 +33,15 @@ def make_pairs(path: Path, count: int, chunk: int = 50_000) -> None:
     """Write `count` pairs: about 3 a question, every question and most queries different texts."""
     sys.path.insert(0, str(PROJECT))
     from preference.pairs import PAIRS_SCHEMA
+    from sft.artefacts import ROW_GROUP_SIZE
 
     chance = random.Random(0)
     contexts = [f"CREATE TABLE {a} (id INTEGER PRIMARY KEY, {b} TEXT, {c} INTEGER); CREATE TABLE {b}_{c} (id INTEGER, {a}_id "
                 f"INTEGER REFERENCES {a}(id), value REAL)" for a in WORDS for b in WORDS[:12] for c in WORDS[:4]]
-    # Small row groups would be kinder to the reader; this is what a single pq.write_table of the project gives.
     with pq.ParquetWriter(path, PAIRS_SCHEMA) as writer:
-        tables = []
         for start in range(0, count, chunk):
             rows = [make_pair(number, chance, contexts) for number in range(start, min(start + chunk, count))]
-            tables.append(pa.Table.from_pylist(rows, PAIRS_SCHEMA))
-        writer.write_table(pa.concat_tables(tables), row_group_size=1 << 20)
+            writer.write_table(pa.Table.from_pylist(rows, PAIRS_SCHEMA), row_group_size=ROW_GROUP_SIZE)
 
 
 def make_pair(number: int, chance: random.Random, contexts: list[str]) -> dict:
@@ -79,13 +79,16 @@ def peak_mib() -> float:
 
 def measure_summary(path: Path) -> dict:
     """One `summary --json`, as a person starts it, from the start of the process to its end."""
-    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-c", "from preference.inspection.command import main; main()", "summary", str(path),
-                           "--json"], cwd=PROJECT, stdout=subprocess.PIPE, check=True)
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-c", "from preference.inspection.command import main; main()", "summary",
+                                str(path), "--json"], cwd=PROJECT, stdout=subprocess.PIPE)
+    output = process.stdout.read()
+    _, status, used = os.wait4(process.pid, 0)  # of this child alone, unlike RUSAGE_CHILDREN
     elapsed = time.perf_counter() - started
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return {"summary_s": elapsed, "cpu_s": used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime,
-            "memory_mib": used.ru_maxrss / 1024, "pairs": json.loads(done.stdout)["total"]}
+    if status:
+        raise SystemExit(f"summary of {path} failed")
+    return {"summary_s": elapsed, "cpu_s": used.ru_utime + used.ru_stime, "memory_mib": used.ru_maxrss / 1024,
+            "pairs": json.loads(output)["total"]}
 
 
 def measure_lists(path: Path) -> dict:
@@ -128,13 +131,43 @@ def measure_lists(path: Path) -> dict:
         for _ in range(5):
             store._counts.clear()
             store._matches.clear()
-            store._facets = None
+            store._facets = store._label_facets = None
             begun, used = time.perf_counter(), time.process_time()
             request()
             times.append(time.perf_counter() - begun)
             cpu.append(time.process_time() - used)
         found[name], processor[name] = statistics.median(times) * 1000, statistics.median(cpu) * 1000
     return {"milliseconds": found, "cpu_milliseconds": processor, "memory_mib": peak_mib()}
+
+
+def measure_pages(path: Path) -> dict:
+    """Milliseconds of whole pages over HTTP from `serve`, as a browser waits for them, and the server's peak memory."""
+    code = (f"from pathlib import Path\nfrom preference.inspection.server import serve\n"
+            f"serve(Path({str(path)!r}), port=0, annotator='benchmark', browser=False)")
+    server = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    address = server.stdout.readline().split(" at ")[1].split()[0].rstrip("/")
+    with urllib.request.urlopen(f"{address}/list?page=9000") as answer:
+        pair = re.search(r'href="(/pair\?[^"]*)"', answer.read().decode())[1].replace("&amp;", "&")
+    addresses = {"overview": "/", "list": "/list", "list, verdict": "/list?verdict=wrong", "list, reason": "/list?reason=columns",
+                 "list, source": "/list?source=spider", "list, kind": "/list?kind=join", "list, unlabelled": "/list?labelled=no",
+                 "list, length": "/list?min_length=80&max_length=90", "list, two filters": "/list?reason=rows&kind=aggregate",
+                 "list, search": "/list?search=hotel+guest", "list, search, filter": "/list?search=album+city&reason=rows",
+                 "list, sorted": "/list?sort=chosen_length&order=down", "list, deep": "/list?page=15000", "a pair": pair}
+    found = {}
+    try:
+        for name, wanted in addresses.items():
+            times = []
+            for _ in range(5):
+                begun = time.perf_counter()
+                with urllib.request.urlopen(address + wanted) as answer:
+                    answer.read()
+                times.append(time.perf_counter() - begun)
+            found[name] = {"median_ms": statistics.median(times) * 1000, "first_ms": times[0] * 1000}
+        status = Path(f"/proc/{server.pid}/status").read_text(encoding="utf-8")
+    finally:
+        server.kill()
+        server.communicate()
+    return {"milliseconds": found, "memory_mib": int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024}
 
 
 def main() -> None:
@@ -167,9 +200,10 @@ def main() -> None:
     first = measure_summary(path)
     again = measure_summary(path)
     lists = json.loads(apart("lists"))
+    pages = measure_pages(path)
     index = sum(file.stat().st_size for file in (options.folder / "cache").rglob("*.duckdb"))
     figures = {"pairs": options.pairs, "file_mib": path.stat().st_size / 2**20, "index_mib": index / 2**20, "cores": os.cpu_count(),
-               "python": platform.python_version(), "summary_first": first, "summary_again": again, "lists": lists}
+               "python": platform.python_version(), "summary_first": first, "summary_again": again, "lists": lists, "pages": pages}
     print(f"{options.pairs:,} pairs, {figures['file_mib']:.0f} MiB of Parquet, index {figures['index_mib']:.0f} MiB, "
           f"{os.cpu_count()} cores")
     print(f"{'summary, first start':<24}{first['summary_s']:9.2f} s   ({first['cpu_s']:.2f} s of CPU; limit {LIMITS['summary_s']:.0f} s), peak memory "
@@ -179,6 +213,10 @@ def main() -> None:
     for name, milliseconds in lists["milliseconds"].items():
         print(f"{name:<24}{milliseconds:9.0f} ms{lists['cpu_milliseconds'].get(name, 0):8.0f} ms" + ("  over the limit" if milliseconds > LIMITS["list_ms"] else ""))
     print(f"{'memory of lists':<24}{lists['memory_mib']:9.0f} MiB")
+    print(f"{'pages over HTTP':<24}{'median':>9}{'first':>11}")
+    for name, times in pages["milliseconds"].items():
+        print(f"{name:<24}{times['median_ms']:9.0f} ms{times['first_ms']:8.0f} ms")
+    print(f"{'memory of the server':<24}{pages['memory_mib']:9.0f} MiB")
     if options.output:
         options.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 

@@ -47,4 +47,4 @@ def test_labels_reach_the_pairs_the_loss_and_the_next_build(start, copy_run, dpo
     assert tied not in anew and (run / "labels.sqlite").read_bytes() == labels
     for name in anew.keys() & words.keys():
         assert anew[name]["person_label"] == words[name]
-    assert (run / "round-1" / "pairs.before-labels-1.parquet").exists()
+    assert (run / "round-1" / "pairs.parquet.before-labels-1").exists()

@@ -1,5 +1,7 @@
 """Suites: what is chosen, counted and repeated."""
 
+import shutil
+
 import pytest
 
 from reward.judge import Judge
@@ -62,6 +64,17 @@ def test_same_seed_same_suite(judge):
     with Judge(seed=0) as again, Judge(seed=1) as other:
         first, second, third = (j.suite(gold, None, DDL) for j in (judge, again, other))
     assert first == second and first.suite_hash != third.suite_hash
+
+
+def test_a_file_that_moved_keeps_its_suite_hash(make_database, tmp_path):
+    path = make_database(CITY + "; INSERT INTO city VALUES ('a', 1, 'x'), ('b', 2000, 'x'), ('c', 3000, 'y')", "cities")
+    moved = shutil.copy(path, tmp_path / "moved.sqlite")
+    other = make_database(CITY + "; INSERT INTO city VALUES ('a', 1, 'x'), ('b', 2001, 'x'), ('c', 3000, 'y')", "others")
+    gold = "SELECT name FROM city WHERE people > 1000"
+    with Judge() as judge:
+        first, second, third = (judge.suite(gold, str(place)) for place in (path, moved, other))
+    assert names(first) == names(second) and names(first)[0] == "given"
+    assert first.suite_hash == second.suite_hash != third.suite_hash
 
 
 def test_the_given_file_counts(make_database):

@@ -103,6 +103,12 @@ def test_parquet_keeps_the_types_of_columns_without_a_value(tmp_path):
     assert pq.read_schema(path) == SCHEMA and read_parquet(path) == []
 
 
+def test_few_rows_stand_in_one_row_group(tmp_path):
+    write_parquet(tmp_path / "rows.parquet", [{"id": str(number)} for number in range(25_000)], SCHEMA)
+    found = pq.ParquetFile(tmp_path / "rows.parquet").metadata
+    assert [found.row_group(number).num_rows for number in range(found.num_row_groups)] == [10_000, 10_000, 5_000]
+
+
 def test_a_column_that_the_schema_lacks_is_never_lost(tmp_path):
     with pytest.raises(AssertionError, match=r"columns \['scores'\] are not in the schema of rows.parquet"):
         write_parquet(tmp_path / "rows.parquet", [{"id": "a", "scores": 1.0}], SCHEMA)
@@ -283,7 +289,7 @@ def test_a_shard_that_is_there_is_not_made_again(tmp_path):
 def test_no_space_in_the_middle_of_shards_keeps_those_before(tmp_path, monkeypatch):
     target, write = tmp_path / "x.parquet", pq.write_table
 
-    def full(table, path):
+    def full(table, path, **options):
         if "00001" in path.name:
             raise OSError(errno.ENOSPC, "No space left on device")
         write(table, path)

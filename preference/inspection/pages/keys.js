@@ -5,6 +5,7 @@
 const help = document.getElementById("help");
 const keysOn = document.getElementById("keys-on");
 const isTyping = (target) => target.matches("textarea, select, input:not([type=checkbox])") || target.isContentEditable;
+const draft = "comment on " + new URLSearchParams(location.search).get("id");
 let sent = false;
 
 if (keysOn) {
@@ -41,15 +42,17 @@ document.addEventListener("keydown", (event) => {
 document.getElementById("label-form")?.addEventListener("submit", (event) => {
   if (sent) event.preventDefault();
   sent = true;
+  if (event.submitter?.formAction.includes("/comment?")) sessionStorage.removeItem(draft); // a label may be undone
 });
 window.addEventListener("pageshow", () => { sent = false; });
 
 for (const select of document.querySelectorAll("[data-submit]")) select.addEventListener("change", () => select.form.requestSubmit());
 
-// A comment's field grows with its text.
+// A comment's field grows with its text, and what was typed is still there after a look elsewhere or an undo.
 for (const field of document.querySelectorAll(".label-bar textarea")) {
   const grow = () => { field.rows = Math.min(6, field.value.split("\n").length); };
-  field.addEventListener("input", grow);
+  field.value = sessionStorage.getItem(draft) ?? field.value;
+  field.addEventListener("input", () => { grow(); sessionStorage.setItem(draft, field.value); });
   grow();
 }
 

@@ -1,4 +1,4 @@
-"""What `rerun` found, as the tables that a pair's page shows for gold, A and B."""
+"""What `rerun` found, as the tables that a pair's page shows for A, B and gold."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 
 def result_tables(found: dict | None, by_letter: Mapping[str, str], blind: bool) -> dict | None:
-    """{"databases", "message"}, the tables in the order gold, A, B; the first database that tells A and B apart is open.
+    """{"databases", "message"}, the tables in the order of the queries, A, B, gold; the first database that tells A and B
+    apart is open.
 
     Blind: marked are the rows that A and B do not share; what gold's rows say of one of them is left to the person.
     """
@@ -23,7 +24,7 @@ def result_tables(found: dict | None, by_letter: Mapping[str, str], blind: bool)
             tables[1] |= {"differs": rows_apart(b, a), "missing": 0, "difference": None}
         gold = {"title": "Gold", **database["tables"]["gold"]}
         if gold["status"] != "none":
-            tables.insert(0, gold | {"differs": [False] * len(gold["rows"])} if blind else gold)
+            tables.append(gold | {"differs": [False] * len(gold["rows"])} if blind else gold)
         databases.append({**database, "tables": tables, "open": False})
     for database in sorted(databases, key=lambda database: not database["told_apart"])[:1]:
         database["open"] = True

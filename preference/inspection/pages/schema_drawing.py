@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -45,6 +46,7 @@ class Box(NamedTuple):
     height: float
 
 
+@lru_cache(64)  # a question's pairs share one, and reading a large one takes a good part of a second
 def read_tables(context: str | None) -> list[Table]:
     """The CREATE TABLE statements of a text; [] where there is none that can be read."""
     if not context or len(context) > LONGEST_SCHEMA:

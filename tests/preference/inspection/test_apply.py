@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from preference.inspection.contents import exchanged, hash_of
 from preference.inspection.decisions import Action, majority
 from preference.inspection.export import export_pairs
 from preference.inspection.labels import LabelFile
+from preference.inspection.question import question_hash
 from preference.inspection.store import open_store
 from preference.inspection.training import label_smoothing, with_peoples_words
 from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA, build_pairs
@@ -82,7 +84,7 @@ def test_flips_exchange_every_column_of_the_sides(run):
     revision, printed, after = applied(run)
     assert revision.counts() == {"flipped": 1, "confirmed": 1, "added from rankings": 0, "conflicts": 0, "labels refused": 0,
                                  "questions quarantined": 0}
-    assert "1 flipped" in printed and "pairs.before-labels-1.parquet" in printed
+    assert "1 flipped" in printed and "pairs.parquet.before-labels-1" in printed
     expected = dict(before[0], person_label="prefer_rejected")
     for name in before[0]:
         if name.startswith("chosen"):
@@ -90,7 +92,7 @@ def test_flips_exchange_every_column_of_the_sides(run):
             expected[name], expected[other] = before[0][other], before[0][name]
     assert after[0] == expected and after[0]["source"] == "clinic" and after[0]["rejected_verdict"] == "correct"
     assert after[1] == dict(before[1], person_label="prefer_chosen") and after[2:] == before[2:]
-    assert read_parquet(run / "round-1" / "pairs.before-labels-1.parquet") == before
+    assert read_parquet(run / "round-1" / "pairs.parquet.before-labels-1") == before
     mark = json.loads((run / "round-1" / "pairs.complete.json").read_text())
     assert mark == {"inputs": {"seed": 7}, "rows": {"pairs": len(before), "dropped": 0}}, "the step stays complete"
     assert pq.read_schema(run / "round-1" / "pairs.parquet") == PAIRS_SCHEMA
@@ -149,7 +151,7 @@ def test_minds_that_change_after_apply(run):
     assert again[0] == dict(before[0], person_label="prefer_chosen") and again[1] == dict(before[1], person_label="prefer_chosen")
     assert again[2] == after[2]
     assert sorted(path.name for path in (run / "round-1").glob("*before*")) == [
-        "pairs.before-labels-1.parquet", "pairs.before-labels-2.parquet"]
+        "pairs.parquet.before-labels-1", "pairs.parquet.before-labels-2"]
 
 
 def test_annotators_that_disagree(run):
@@ -212,7 +214,32 @@ def test_a_plain_dataset_gets_the_columns_that_it_needs(tmp_path):
         assert [row["pair_id"] for row in found] == [names[0], names[1], names[3]], "ids outlive sides that change places"
         assert [(row["chosen"], row["rejected"], row["extra"], row["person_label"]) for row in found] == [
             ("a0", "b0", 0, None), ("b1", "a1", 1, "prefer_rejected"), ("a3", "b3", 3, None)]
-    assert (tmp_path / "data.before-labels-1.parquet").exists()
+    assert (tmp_path / "data.parquet.before-labels-1").exists()
+
+
+def test_a_datasets_folder_holds_its_pairs_once_after_apply(run, tmp_path):
+    import datasets
+
+    datasets.disable_progress_bars()
+    store = open_store(run)
+    export_pairs(store, tmp_path / "out", None, True, Console(file=open("/dev/null", "w")))
+    total = store.total
+    store.close()
+    for count, word in enumerate(("prefer_rejected", "gold_wrong"), start=1):
+        store = open_store(tmp_path / "out")
+        assert store.total == total, "neither the kept file nor the quarantine counts as pairs"
+        first = store.page()[1][0]["pair_id"]
+        store.labels.add(first, "ada", word, content_hash=store.pair(first)["content_hash"])
+        store.close()
+        store = open_store(tmp_path / "out")
+        apply_labels(store, Console(file=open("/dev/null", "w")))
+        store.close()
+        assert len(list((tmp_path / "out" / "data").glob("*.before-labels-*"))) == count
+        store = open_store(tmp_path / "out")
+        total = store.total
+        store.close()
+    assert (tmp_path / "out" / "data" / "quarantine.jsonl").exists()
+    assert len(datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))) == total
 
 
 def test_rewrite_of_many_batches_touches_only_its_rows(tmp_path, monkeypatch):
@@ -231,6 +258,29 @@ def test_rewrite_of_many_batches_touches_only_its_rows(tmp_path, monkeypatch):
 
 
 # --------------------------------------------------------------------- rankings
+
+
+def test_a_ranking_is_not_given_to_another_question_of_the_same_id(run):
+    """Ids count the lines of a source: in changed data they name other questions."""
+    examples = read_parquet(run / "data" / "train.parquet")
+    example = next(example for example in examples if example["example_id"] == "clinic/01")
+    ranks = {canonical_sql(ALL): 1, canonical_sql(OWNERS): 2}
+    file = LabelFile(run / "labels.sqlite")
+    file.rank("clinic/01", "ada", ranks, question_hash(example))
+    file.close()
+    store = open_store(run)
+    assert store.question("clinic/01")["rankings"] == {"ada": ranks}
+    store.close()
+    assert applied(run)[0].counts()["added from rankings"] == 1
+    asked_now = [row | {"question": "How many owners are there?"} if row["example_id"] == "clinic/01" else row for row in examples]
+    pq.write_table(pa.Table.from_pylist(asked_now, pq.read_schema(run / "data" / "train.parquet")), run / "data" / "train.parquet")
+    store = open_store(run)
+    assert store.question("clinic/01")["rankings"] == {}
+    store.close()
+    revision, _, _ = applied(run)
+    assert revision.added == [] and revision.unused == {"the question is another one by now": 1}
+    build = (read_parquet(run / "round-1" / f"{name}.parquet") for name in ("candidates", "verdicts"))
+    assert with_peoples_words([], [], run, asked_now, *build, "compact") == ([], [])
 
 
 def rank(run, example_id, *orders):
@@ -403,3 +453,70 @@ def test_without_a_token_the_hub_is_refused_clearly(run, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="there is no token for the hub.* Run `hf auth login` or set HF_TOKEN"):
         export_pairs(store, None, "owner/name", False, Console(file=open("/dev/null", "w")))
     store.close()
+
+
+class Hub:
+    """Stands in for the hub's client and keeps what it is told."""
+
+    def __init__(self, *failures):
+        self.failures, self.calls, self.files = list(failures), [], {}
+
+    def create_repo(self, name, **options):
+        self.calls.append(("create_repo", name, options))
+
+    def upload_folder(self, *, folder_path, **options):
+        if self.failures:
+            raise self.failures.pop()
+        self.calls.append(("upload_folder", options.pop("repo_id"), options))
+        self.files = {str(file.relative_to(folder_path)): file.read_bytes() for file in sorted(folder_path.rglob("*")) if file.is_file()}
+
+
+def test_what_the_hub_is_given(run, monkeypatch, tmp_path):
+    hub = Hub()
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_token")
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    console = Console(record=True, width=200, file=open("/dev/null", "w"))
+    store = open_store(run)
+    export_pairs(store, None, "team/pairs", False, console)
+    store.close()
+    (create, name, options), (upload, to, more) = hub.calls
+    assert (create, name, upload, to) == ("create_repo", "team/pairs", "upload_folder", "team/pairs")
+    assert options == {"repo_type": "dataset", "private": True, "exist_ok": True}
+    assert more["repo_type"] == "dataset" and more["delete_patterns"] == "data/train-*.parquet", "no old pairs beside the new ones"
+    assert list(hub.files) == ["README.md", "data/train-00000-of-00001.parquet"]
+    (tmp_path / "sent.parquet").write_bytes(hub.files["data/train-00000-of-00001.parquet"])
+    assert read_parquet(tmp_path / "sent.parquet") == [
+        {name: pair[name] for name in ("prompt", "chosen", "rejected")} for pair in pairs_of(run)]
+    assert "https://huggingface.co/datasets/team/pairs" in console.export_text()
+
+
+def test_a_hub_that_refuses_or_is_not_reached(run, monkeypatch, tmp_path):
+    """The hub's own client against a server that is not there, and one that says no."""
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+    from threading import Thread
+
+    from huggingface_hub import HfApi as client
+
+    class No(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(403)
+            self.end_headers()
+            self.wfile.write(b'{"error": "you may not"}')
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_token")
+    server = HTTPServer(("127.0.0.1", 0), No)
+    Thread(target=server.serve_forever, daemon=True).start()
+    store = open_store(run)
+    try:
+        for name, port in (("team/pairs", server.server_port), ("team/pairs", 9), ("no name of a repository", 9)):
+            monkeypatch.setattr("huggingface_hub.HfApi", partial(client, endpoint=f"http://127.0.0.1:{port}", token="hf_token"))
+            with pytest.raises(ValueError, match=f"the hub did not take '{name}': .*Needed are a name OWNER/NAME"):
+                export_pairs(store, None, name, False, Console(file=open("/dev/null", "w")))
+    finally:
+        server.shutdown()
+        server.server_close()
+        store.close()

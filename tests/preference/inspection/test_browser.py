@@ -182,6 +182,30 @@ def test_a_key_that_is_held_labels_one_pair(playwright, serve, visit, run_folder
     assert len(stored(run_folder)) == 1
 
 
+def test_a_comment_that_was_not_sent_waits_for_its_pair(playwright, serve, visit, run_folder):
+    expect = playwright.expect
+    page = visit(serve(run_folder) + "/list")
+    press(page, "Enter")
+    field = page.get_by_label("Comment, saved with the label")
+    field.fill("first look at\nthe other one")
+    press(page, "Escape")
+    first = page.url
+    press(page, "n")
+    page.wait_for_url(lambda url: url != first)
+    expect(field).to_have_value("")
+    press(page, "p")
+    expect(field).to_have_value("first look at\nthe other one")
+    press(page, "t")
+    expect(page.get_by_role("status").first).to_contain_text("Saved: Tie")
+    assert stored(run_folder) == [("ada", "tie", "first look at\r\nthe other one")]  # as forms send line ends
+    press(page, "u")
+    expect(page.get_by_role("status").first).to_contain_text("Undone")
+    expect(field).to_have_value("first look at\nthe other one")
+    page.get_by_role("button", name="Save comment").click()
+    expect(page.locator("#said")).to_contain_text("the other one")
+    expect(field).to_have_value("")
+
+
 def test_everything_works_without_script(playwright, serve, visit, run_folder):
     page = visit(serve(run_folder) + "/list", java_script_enabled=False)
     page.get_by_label("Search").fill("heaviest dog")
@@ -339,7 +363,7 @@ def test_screenshots(serve, visit, run_folder, scheme, tmp_path):
     """Overview, list and pair; the files in the repository are made anew with INSPECTION_SCREENSHOTS=1."""
     folder = SCREENSHOTS if os.environ.get("INSPECTION_SCREENSHOTS") else tmp_path
     address = serve(run_folder)
-    page = visit(address + "/list", color_scheme=scheme)
+    page = visit(address + "/list", color_scheme=scheme, viewport={"width": 1360, "height": 840})
     for choice in ("Prefer A", "Prefer A", "Prefer B", "Prefer A", "Tie", "Prefer A"):
         if page.url.endswith("/list"):
             page.get_by_role("link", name="Label from the first").click()

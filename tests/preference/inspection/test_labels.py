@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from preference.inspection.labels import LABELS, LabelFile
+from preference.inspection.labels import LABELS, LabelFile, Ranking
 
 PROJECT = Path(__file__).parents[3]
 
@@ -67,6 +67,15 @@ def test_the_same_word_sent_twice_is_one(labels):
     assert labels.add("p1", "ada", "tie", "with a comment", content_hash="other texts") == 4
 
 
+def test_undo_takes_back_the_word_that_was_said_last(labels):
+    labels.add("p1", "ada", "prefer_chosen")
+    labels.add("p2", "ada", "tie")
+    labels.add("p1", "bo", "skip")
+    assert labels.add("p1", "ada", "prefer_chosen") == 4, "said again, after a word on another pair"
+    assert labels.undo("ada")[:2] == (4, "p1")
+    assert {pair_id: held["ada"].label for pair_id, held in labels.latest().items()} == {"p1": "prefer_chosen", "p2": "tie"}
+
+
 def test_version_changes_with_every_change(labels):
     seen = [labels.version()]
     for change in (lambda: labels.add("p", "a", "tie"), lambda: labels.add("p", "b", "tie"), lambda: labels.undo("a")):
@@ -81,7 +90,9 @@ def test_ranks_and_comments(labels):
     labels.rank("q1", "bo", {"SELECT 1": 1})
     labels.rank("q2", "bo", {"SELECT 1": 1})
     labels.rank("q2", "bo", {})
-    assert labels.rankings() == {"q1": {"ada": {"SELECT 1": 2, "SELECT 2": 1, "SELECT 3": 2}, "bo": {"SELECT 1": 1}}}
+    assert labels.rankings() == {"q1": {"ada": ({"SELECT 1": 2, "SELECT 2": 1, "SELECT 3": 2}, ""), "bo": ({"SELECT 1": 1}, "")}}
+    labels.rank("q1", "bo", {"SELECT 1": 1}, "5a1f")
+    assert labels.rankings()["q1"]["bo"] == Ranking({"SELECT 1": 1}, "5a1f")
     labels.comment("p1", "ada", "look at the \x1b[31mtie\ud800")
     assert [entry["comment"] for entry in labels.comments("p1")] == ["look at the \x1b[31mtie?"]
 
@@ -100,6 +111,17 @@ def test_what_is_no_label_is_refused_in_three_parts(labels, arguments):
 def test_what_are_no_ranks_is_refused(labels, ranks):
     with pytest.raises(ValueError, match="places from 1 to 1000"):
         labels.rank("q1", "ada", ranks)
+
+
+def test_a_file_whose_rankings_name_no_question_yet(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "labels.sqlite")) as connection:
+        connection.executescript("""CREATE TABLE rankings (ranking_id INTEGER PRIMARY KEY AUTOINCREMENT, example_id TEXT NOT NULL,
+          annotator TEXT NOT NULL, ranks TEXT NOT NULL, time TEXT NOT NULL);
+          INSERT INTO rankings (example_id, annotator, ranks, time) VALUES ('q1', 'ada', '{"SELECT 1": 1}', '2026-01-01')""")
+    for _ in range(2):
+        file = LabelFile(tmp_path / "labels.sqlite")
+        assert file.rankings() == {"q1": {"ada": Ranking({"SELECT 1": 1}, "")}}
+        file.close()
 
 
 def test_hostile_texts_are_values(labels):

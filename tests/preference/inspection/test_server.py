@@ -316,7 +316,9 @@ def test_candidates_are_ranked_with_ties(client):
     assert len(keys) == 5
     answer = send(client, "/rank?id=clinic%2F05", **{f"rank-{keys[0]}": "2", f"rank-{keys[1]}": "1", f"rank-{keys[2]}": "1", f"rank-{keys[3]}": ""})
     assert answer.status_code == 303
-    ranks = client.guard.site.labels.rankings()["clinic/05"]["ada"]
+    ranks, asked = client.guard.site.labels.rankings()["clinic/05"]["ada"]
+    assert f'name="content_hash" value="{asked}"' in page and len(asked) == 16
+    assert send(client, "/rank?id=clinic%2F05", content_hash="0" * 16, **{f"rank-{keys[0]}": "1"}).status_code == 409
     assert sorted(ranks.values()) == [1, 1, 2]
     shown = client.get(answer.headers["location"]).text
     assert "Saved: your order" in shown
@@ -459,6 +461,10 @@ def test_beyond_loopback_a_token_is_needed(open_client, run_folder):
         assert answer.status_code == 401 and 'type="password"' in answer.text
         assert client.guard.csrf not in answer.text and "clinic" not in answer.text
     assert client.get("/static/style.css").status_code == 200
+    for address in ("/static/none", "/login", "/static/"):
+        answer = client.get(address)
+        assert answer.status_code in (404, 405), "an error behind an open address tells no more"
+        assert client.guard.csrf not in answer.text and str(run_folder) not in answer.text and "File:" not in answer.text
     assert client.post("/label?id=x", data={"csrf": client.guard.csrf, "label": "tie"}).status_code == 401
     assert client.post("/login", data={"token": "a-long-toke"}).status_code == 401
     assert client.get("/list", headers={"Authorization": "Bearer wrong"}).status_code == 401

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from preference.inspection import index
+from preference.inspection import store as store_module
 from preference.inspection.store import open_store
 from preference.pairs import PAIRS_SCHEMA
 from sft.artefacts import read_parquet, write_parquet
@@ -106,6 +107,23 @@ def test_filters_keep_what_they_say(thirty, filters, keeps):
 def test_search_finds_all_words_in_any_case(thirty, search, keeps):
     rows, store = thirty
     assert ids(store.page(search=search)) == [row["pair_id"] for row in rows if keeps(row)]
+
+
+def test_search_within_a_filter_and_within_what_has_a_label(thirty, monkeypatch):
+    monkeypatch.setattr(store_module, "_REMEMBERED", 3)
+    rows, store = thirty
+    for reason in ("rows", "columns", "order", "rows"):
+        for search in ("aaa", "bbb t1"):
+            everything = ids(store.page(search=search))
+            assert ids(store.page({"reason": reason}, search=search)) == [
+                row["pair_id"] for row in rows if row["pair_id"] in everything and row["rejected_reason"] == reason]
+            assert ids(store.page({"kind": "join", "reason": reason}, search=search, sort="pair_id", descending=True)) == sorted((
+                row["pair_id"] for row in rows if row["pair_id"] in everything and row["rejected_reason"] == reason and
+                "join" in row["kind"]), reverse=True)
+    assert ids(store.page({"labelled": "yes"}, search="pets")) == []
+    store.labels.add("0003", "ada", "tie")
+    assert ids(store.page({"labelled": "yes"}, search="pets")) == ["0003"] == ids(store.page({"person_label": "tie"}, search="pets"))
+    assert len(store.rows("SELECT 1 FROM duckdb_tables() WHERE starts_with(table_name, 'matching_')")) == 3
 
 
 @pytest.mark.parametrize("sort", ["", "question", "chosen_length", "kill_score", "round", "pair_id", "chosen_logp"])
@@ -395,14 +413,33 @@ def test_the_index_is_made_once_and_anew_when_the_file_changes(large, tmp_path, 
     write_parquet(path, [pair(number) for number in range(40)], PAIRS_SCHEMA)
     first = ids(opened(path).page({"reason": "rows"}))
     [made] = large.glob("*.duckdb")
-    written_at = made.stat().st_mtime_ns
-    assert ids(opened(path).page({"reason": "rows"})) == first and made.stat().st_mtime_ns == written_at
+    first_made = made.stat().st_ino
+    assert ids(opened(path).page({"reason": "rows"})) == first and made.stat().st_ino == first_made
     write_parquet(path, [pair(number) for number in range(50)], PAIRS_SCHEMA)
     assert opened(path).total == 50
     assert list(large.glob("*")) != [made] and len(list(large.glob("*"))) == 1, "the old index is cleared away"
     [made] = large.glob("*.duckdb")
     made.write_bytes(b"damaged")
     assert opened(path).total == 50
+
+
+def test_an_index_that_nobody_used_for_long_goes(large, tmp_path, opened):
+    old, used, new = (tmp_path / f"{name}.parquet" for name in ("old", "used", "new"))
+    for path in (old, used, new):
+        write_parquet(path, [pair(number) for number in range(5)], PAIRS_SCHEMA)
+    opened(old)
+    [of_old] = large.glob("*.duckdb")
+    opened(used)
+    [of_used] = set(large.glob("*.duckdb")) - {of_old}
+    of_a_killed_process = large / f".{of_old.name}.1.tmp"
+    of_a_killed_process.touch()
+    for file in large.iterdir():
+        os.utime(file, (1_000, 1_000))
+    opened(used)  # which says that it is used
+    opened(new)
+    kept = set(large.iterdir())
+    assert of_used in kept and len(kept) == 2 and not {of_old, of_a_killed_process} & kept
+    assert large.stat().st_mode & 0o077 == 0, "it holds what the pairs hold"
 
 
 def test_two_processes_that_make_the_index_at_once(large, tmp_path):

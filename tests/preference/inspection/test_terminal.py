@@ -106,6 +106,48 @@ def test_label_with_the_pages_keys(run, capsys, monkeypatch):
     found.close()
 
 
+def test_arrow_keys_and_held_keys_label_nothing_by_themselves(run):
+    """In a real terminal, where an arrow comes as ESC [ A, and a key that is held as many."""
+    import pty
+    import select
+    import time
+
+    main_end, terminal_end = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-m", "preference.inspection.command", "label", str(run), "--annotator", "ada"],
+                               cwd=PROJECT, stdin=terminal_end, stdout=terminal_end, stderr=terminal_end,
+                               env=os.environ | {"PYTHONPATH": str(PROJECT), "TERM": "xterm"})
+    os.close(terminal_end)
+    heard = b""
+
+    def wait_for(words):
+        nonlocal heard
+        deadline = time.monotonic() + 60
+        while words not in heard:
+            assert select.select([main_end], [], [], max(0, deadline - time.monotonic()))[0], heard[-500:]
+            heard += os.read(main_end, 65536)
+        heard = heard[heard.index(words) + len(words):]
+
+    try:
+        for typed, words in ((b"\x1b[A", b"is no key"), (b"\x1b[B", b"is no key"), (b"\x1bOC", b"is no key"), (b"ttttt", b"kept: Tie"),
+                             (b"b", b"kept: Prefer B")):
+            wait_for(b"[x] end")
+            time.sleep(0.3)  # until it reads
+            os.write(main_end, typed)
+            wait_for(words)
+        wait_for(b"[x] end")
+        time.sleep(0.3)
+        os.write(main_end, b"\x04")
+        wait_for(b"2 labels in")
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(main_end)
+    pairs = read_parquet(run / "round-1" / "pairs.parquet")
+    assert {name: held["ada"].label for name, held in LabelFile(run / "labels.sqlite").latest().items()} == {
+        pairs[0]["pair_id"]: "tie", pairs[1]["pair_id"]: "prefer_rejected"}
+
+
 def test_blind_labels_are_stored_as_sides_and_nothing_tells_them(run, capsys, monkeypatch):
     pairs = read_parquet(run / "round-1" / "pairs.parquet")
     text = label_with(run, ["a"] * len(pairs), capsys, monkeypatch, "--blind")
