@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 
 
 def content_hash(value: object) -> str:
-    """SHA-256 (hex) of a JSON-serialisable value in canonical form: sorted keys, no spaces."""
+    """SHA-256 (hex) of a JSON-serialisable value in canonical form: sorted keys, no spaces. Any text, lone surrogates too."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def file_hash(path: Path | str) -> str:

@@ -117,13 +117,16 @@ def test_facts_of_several_rounds_stand_beside_each_other_in_the_report(tmp_path)
 
     for number, (steps, pairs) in {1: (4, 2), 2: (2, 1)}.items():
         log = [{"step": 2, "loss": 0.5 / number}, {"step": steps, "train_runtime": 3.0}]
-        finish(tmp_path, number, 0.25 * number, steps=steps, log=log)
+        guards = [{"step": step, "execution_accuracy": step / 8} for step in (0, steps)]
+        finish(tmp_path, number, 0.25 * number, steps=steps, log=log, guards=guards)
         place = tmp_path / f"round-{number}"
         write_parquet(place / "dropped.parquet", [{"example_id": "a", "reason": "gold_bad"}], DROPPED_SCHEMA)
         write_parquet(place / "pairs.parquet", [{"example_id": "b"}] * pairs, PAIRS_SCHEMA)
         mark_complete(place / "pairs.parquet", {}, {"pairs": pairs})
     facts = run_facts(tmp_path)
     assert [(row["step"], row["loss"]) for row in facts["training"]["dpo"]] == [(2, 0.5), (6, 0.25)]
+    shares = [(row["step"], row["execution_accuracy"]) for row in facts["training"]["guards"]]
+    assert shares == [(0, 0.0), (4, 0.5), (4, 0.0), (6, 0.25)], "each round begins where the one before ended"
     assert facts["dpo, round 1"] == {"steps": 4, "development_accuracy_share": 0.25}
     assert facts["dpo, round 2"] == {"steps": 2, "development_accuracy_share": 0.5}
     assert facts["pairs"] == {name: {"kept": kept, "dropped": {"gold_bad": 1}} for name, kept in (("round 1", 2), ("round 2", 1))}
