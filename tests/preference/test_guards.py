@@ -162,6 +162,15 @@ def test_rows_hold_the_log_probabilities_of_fixed_pairs(load_policy, tokenizer, 
     assert last["margin"] > 0.01 and (first["duplicates"], first["mean_tokens"]) == (0.25, 9.0)
 
 
+def test_a_start_that_did_not_sample_the_pairs_is_refused_before_any_question_is_asked(load_policy, tokenizer, pairs, tmp_path):
+    sampled = {"chosen_logp_sum": -1.0, "rejected_logp_sum": -1.0, "chosen_tokens_round_trip": True,
+               "rejected_tokens_round_trip": True}
+    answers = Answers()
+    with pytest.raises(ValueError, match=r"the SFT model that sampled them gave -1.00 .*does not start from that SFT adapter"):
+        train(load_policy, tokenizer, [pair | sampled for pair in pairs], tmp_path, answers, {})
+    assert answers.asked == []
+
+
 def test_a_harmful_run_is_stopped_says_why_and_gives_back_its_start(load_policy, tokenizer, pairs, tmp_path, capsys):
     answers = Answers([0.5, 0.45, 0.2, 0.0, 0.0])
     _, state, facts = train(load_policy, tokenizer, pairs, tmp_path, answers, {})

@@ -77,11 +77,13 @@ def test_the_best_on_development_questions_and_of_equal_ones_the_later(tmp_path,
 
 def test_what_is_published_follows_the_rounds_and_is_not_copied_twice(tmp_path, capsys):
     finish(tmp_path, 0, 0.25)
-    (finish(tmp_path, 1, 0.5, pairs=136, steps=8) / "tensorboard").mkdir()
+    first = finish(tmp_path, 1, 0.5, pairs=136, steps=8)
+    for name in ("tensorboard", "last"):
+        (first / name).mkdir()
     target = tmp_path / "best"
     publish_best(tmp_path, 1, show=False)
     assert (target / "adapter_model.safetensors").read_text() == "weights 1" and capsys.readouterr().out == ""
-    assert not (target / "complete.json").exists() and not (target / "tensorboard").exists()
+    assert not (target / "complete.json").exists() and not any(path.is_dir() for path in target.iterdir())
     (target / "seen").touch()
     finish(tmp_path, 2, 0.375, pairs=90, steps=5)
     publish_best(tmp_path, 2, show=True)
