@@ -88,6 +88,9 @@ def test_a_harmful_learning_rate_is_stopped_and_the_start_given_back(folder, fou
     start = load_file(folder / "adapter" / "adapter_model.safetensors")
     assert len(start) == 28
     assert all(torch.equal(result["state"][name.replace(".weight", ".default.weight")], held) for name, held in start.items())
+    last = result["last"]
+    assert last.keys() == result["state"].keys() and all(tensor.shape == last[name].shape and not torch.equal(tensor, last[name])
+                                                         for name, tensor in result["state"].items()), "whole, and trained"
 
 
 @pytest.mark.launch
