@@ -159,9 +159,10 @@ def run_facts(run: Path) -> dict:
         if (place / "training.json").exists():
             found = json.loads((place / "training.json").read_text(encoding="utf-8"))
             measured = found.pop("evaluations", {})
-            if guards := found.pop("guards", None):
-                facts["training"]["guards"] = guards
             # The steps of later rounds are counted on, so that one curve shows them all.
+            if guards := found.pop("guards", None):
+                facts["training"].setdefault("guards", []).extend(
+                    {**row, "step": row["step"] + steps_before} for row in guards)
             facts["training"].setdefault(stage, []).extend(
                 {**row, "step": row["step"] + steps_before,
                  "dev_execution_accuracy": measured.get(str(row["step"]), {}).get("execution_accuracy")}

@@ -28,9 +28,11 @@ from sft.records import peak_memory_bytes, write_card
 def train_round(config, sft_config: dict, folder: Path, number: int, tokenizer, pairs: list[dict], inputs: dict) -> None:
     """Train on the pairs from the adapter of the round before, write RUN/round-NUMBER/dpo, and measure it on dev.
 
-    The frozen reference is a copy of the adapter that the round starts from.
+    The frozen reference is a copy of the adapter that the round starts from. Where the guards keep the adapter of an earlier
+    step, that of the last step trained stands in dpo/last, to compare with; nothing goes on from it.
     """
     from preference.dpo_training import train_dpo
+    from preference.guards import gathered_adapter
 
     started = time.time()
     settings = config.train
@@ -63,12 +65,17 @@ def train_round(config, sft_config: dict, folder: Path, number: int, tokenizer, 
                                     **{key: getattr(settings, key) for key in keys}
                                     | {"label_smoothing": inputs.get("label_smoothing", settings.label_smoothing)})
     trainable = sum(tensor.numel() for tensor in state.values())
+    adapters = {output: state}
+    if facts.get("kept_step") not in (None, facts["steps"]):
+        adapters[output / "last"] = gathered_adapter(model)  # by all ranks: under ZeRO-3 each has a part
     if ranks.is_main():
-        save_adapter(model, tokenizer, output, {"sft_checkpoint": inputs["checkpoint"], **provenance, "stage": "dpo",
-                                                "round": number, "start_checkpoint": inputs["checkpoint"],
-                                                "seed": config.seed}, state)
-        check_saved(output, state)
-    del model, state
+        shutil.rmtree(output / "last", ignore_errors=True)
+        for place, weights in adapters.items():
+            save_adapter(model, tokenizer, place, {"sft_checkpoint": inputs["checkpoint"], **provenance, "stage": "dpo",
+                                                   "round": number, "start_checkpoint": inputs["checkpoint"],
+                                                   "seed": config.seed}, weights)
+            check_saved(place, weights)
+    del model, state, adapters
     release_memory()
     ranks.barrier()
 

@@ -164,30 +164,37 @@ class ExecutionDPOTrainer(DPOTrainer):
         """
         metrics = {name: values[-1] for name, values in self._metrics["train"].items()}
         loss = math.log1p(math.exp(-metrics["rewards/margins"]))
-        policy, sampled = self.accelerator.gather(policy.float()), self.accelerator.gather(sampled.float())
-        known = bool((~sampled.isnan()).any())
-        policy = (policy[~sampled.isnan()] if known else policy).mean().item()
-        sft = sampled.nanmean().item()
-        found = {"sigmoid_loss": loss, "policy_logps": policy, "sft_logps": sft if known else None}
-        exact = self.args.bf16 is False
-        # bf16 rounds a completion's log-probability by some tenths of a nat, more for longer ones.
-        allowed = 1e-2 if exact else max(1.0, 0.15 * abs(sft if known else policy))
-        if abs(loss - math.log(2)) > (1e-4 if exact else 2e-2):
+        if not abs(loss - math.log(2)) <= (1e-4 if self.args.bf16 is False else 2e-2):
             raise ValueError(f"the first DPO loss is {loss:.4f}, not ln 2 = 0.6931: policy and reference differ before "
                              "the first step. The reference must be a frozen copy of the SFT adapter.")
-        if known and abs(policy - sft) > allowed:
-            raise ValueError(
-                f"at its start the policy gives the pairs {policy:.2f} nats on average; the SFT model that sampled them "
-                f"gave {sft:.2f} (allowed difference {allowed:.2f}). It does not start from that SFT adapter: the pairs "
-                "come from another checkpoint, or the adapter was not loaded. Sample again with --only sample --overwrite."
-            )
+        policy, sft, allowed = self.check_sampled(policy, sampled)
         if apart > 2 * allowed:
             raise ValueError(f"{self.reference.file} holds a log-probability that is {apart:.2f} nats from the reference's "
                              f"(allowed {2 * allowed:.2f}). Delete that file; it is computed again.")
         if ranks.is_main():
             print(f"start proved: sigmoid loss {loss:.4f} (ln 2 = 0.6931), log-probabilities {policy:.3f} nats, "
-                  + (f"{sft:.3f} when sampled" if known else "unknown when sampled"))
-        return found
+                  + ("unknown when sampled" if sft is None else f"{sft:.3f} when sampled"))
+        return {"sigmoid_loss": loss, "policy_logps": policy, "sft_logps": sft}
+
+    def check_sampled(self, policy, sampled) -> tuple[float, float | None, float]:
+        """(mean of the policy's log-probabilities, mean of the sampler's, allowed difference): nats, of all ranks' completions.
+
+        `policy` and `sampled`: [2 x batch], sampled nan (and its mean None) where it is unknown. Raises ValueError where the
+        two means are further apart than rounding brings them.
+        """
+        policy, sampled = self.accelerator.gather(policy.float()), self.accelerator.gather(sampled.float())
+        known = bool((~sampled.isnan()).any())
+        policy = (policy[~sampled.isnan()] if known else policy).mean().item()
+        sft = sampled.nanmean().item() if known else None
+        # bf16 rounds a completion's log-probability by some tenths of a nat, more for longer ones.
+        allowed = 1e-2 if self.args.bf16 is False else max(1.0, 0.15 * abs(sft if known else policy))
+        if known and not abs(policy - sft) <= allowed:
+            raise ValueError(
+                f"at its start the policy gives the pairs {policy:.2f} nats on average; the SFT model that sampled them "
+                f"gave {sft:.2f} (allowed difference {allowed:.2f}). It does not start from that SFT adapter: the pairs "
+                "come from another checkpoint, or the adapter was not loaded. Sample again with --only sample --overwrite."
+            )
+        return policy, sft, allowed
 
 
 def _token_ids(inputs) -> list[tuple[list[int], list[int], list[int]]]:

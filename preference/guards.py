@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from transformers import Trainer, TrainerCallback
 from trl.models.utils import unwrap_model_for_generation
 
@@ -123,7 +124,7 @@ class Guards(TrainerCallback):
         trainer = self.trainer
         training = trainer.model.training
         trainer.model.eval()
-        row = {"step": step, **self._logps()}
+        row = {"step": step, **self._logps(first=step == 0)}
         with (attention(trainer.model.get_base_model(), self.own_attention),
               unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator,
                                           gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs) as model):
@@ -135,17 +136,23 @@ class Guards(TrainerCallback):
         row["limit_passed"] = limit_passed(start, row, self.limits)
         return ranks.gather(finite([row])[0])[0]
 
-    def _logps(self) -> dict[str, float]:
-        """Mean log-probabilities of the fixed pairs; every rank computes all of them, so ranks change no figure."""
+    def _logps(self, first: bool) -> dict[str, float]:
+        """Mean log-probabilities of the fixed pairs; every rank computes all of them, so ranks change no figure.
+
+        `first`: raise ValueError where they are not those that the sampler found, before anything is generated.
+        """
         trainer, size = self.trainer, self.trainer.args.per_device_train_batch_size
-        sums, tokens = [0.0, 0.0], [0, 0]
+        sums, tokens, at_start = [0.0, 0.0], [0, 0], []
         for start in range(0, len(self.pairs), size):
             inputs = trainer._prepare_inputs(trainer.data_collator(self.pairs[start : start + size]))
             with trainer.accelerator.autocast():
                 found = trainer.policy_outputs(trainer.model, inputs).log_probs
+            at_start.append((found.sum(dim=1), inputs["sft_logps"]))
             for side, (logps, counted) in enumerate(zip(found.chunk(2), inputs["completion_mask"].chunk(2), strict=True)):
                 sums[side] += logps.double().sum().item()
                 tokens[side] += int(counted.sum())
+        if first:
+            trainer.check_sampled(*map(torch.cat, zip(*at_start, strict=True)))
         named = zip(("chosen", "rejected"), sums, tokens, strict=True)
         return {name: value for side, total, count in named
                 for name, value in ((f"{side}_logp", total / count), (f"{side}_logp_sum", total / len(self.pairs)))}

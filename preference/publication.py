@@ -54,7 +54,7 @@ def publish(adapter: Path, target: Path) -> None:
     """Copy an adapter's own files to `target`; what stood there is replaced only once the copy is whole."""
     copy = target.with_name(f".{target.name}.new")
     shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(adapter, copy, ignore=shutil.ignore_patterns("complete.json", "begun.json", "checkpoints",
+    shutil.copytree(adapter, copy, ignore=shutil.ignore_patterns("complete.json", "begun.json", "checkpoints", "last",
                                                                   "tensorboard"))
     shutil.rmtree(target, ignore_errors=True)
     copy.rename(target)

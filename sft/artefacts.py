@@ -19,9 +19,9 @@ ROW_GROUP_SIZE = 10_000  # rows
 
 
 def content_hash(value: object) -> str:
-    """SHA-256 (hex) of a JSON-serialisable value in canonical form: sorted keys, no spaces."""
+    """SHA-256 (hex) of a JSON-serialisable value in canonical form: sorted keys, no spaces. Any text, lone surrogates too."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def file_hash(path: Path | str) -> str:

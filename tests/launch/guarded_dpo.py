@@ -20,6 +20,7 @@ def main() -> None:
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     from preference.dpo_training import train_dpo
+    from preference.guards import gathered_adapter
     from sft.checkpoint import fingerprint, load_adapter, load_base, load_tokenizer
     from sft.evaluation import answer
 
@@ -36,7 +37,7 @@ def main() -> None:
         same = sum(one["completion"] == question["answer"] for one, question in zip(found, questions, strict=True))
         return {"execution_accuracy": same / len(questions), "valid_sql": 1.0, "ended_with_eos": 1.0}
 
-    _, state, facts = train_dpo(
+    model, state, facts = train_dpo(
         load_policy, tokenizer, pairs, folder / f"guarded-{stage}", epochs=4, learning_rate=0.1, warmup_share=0.0, beta=0.3,
         loss_type=["sigmoid"], loss_weights=[1.0], label_smoothing=0.0, global_batch_size=4, micro_batch_size=2,
         share_prompts=True, gradient_checkpointing=False, max_length=256, save_steps=100, zero_stage=stage, offload="none",
@@ -45,10 +46,11 @@ def main() -> None:
         guards={"every_steps": 2, "questions": 4, "pairs": 4, "stop": True, "keep": "best", "max_accuracy_drop": 0.2,
                 "max_valid_drop": 0.0, "max_eos_drop": 0.0, "max_logp_fall": 1.0})
     assert facts["zero_stage"] == stage
+    last = gathered_adapter(model)  # as stage two keeps it beside the best one
     rows = ranks.gather(facts["guards"])
     assert all(other == rows[0] for other in rows), "ranks decide alike"
     if ranks.is_main():
-        torch.save({"state": state, "guards": rows[0], "stopped": facts["stopped"], "kept_step": facts["kept_step"],
+        torch.save({"state": state, "last": last, "guards": rows[0], "stopped": facts["stopped"], "kept_step": facts["kept_step"],
                     "losses": [entry["loss"] for entry in facts["log"] if "loss" in entry]}, folder / f"guarded-{stage}.pt")
     ranks.barrier()
     ranks.finish()

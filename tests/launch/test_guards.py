@@ -88,6 +88,9 @@ def test_a_harmful_learning_rate_is_stopped_and_the_start_given_back(folder, fou
     start = load_file(folder / "adapter" / "adapter_model.safetensors")
     assert len(start) == 28
     assert all(torch.equal(result["state"][name.replace(".weight", ".default.weight")], held) for name, held in start.items())
+    last = result["last"]
+    assert last.keys() == result["state"].keys() and all(tensor.shape == last[name].shape and not torch.equal(tensor, last[name])
+                                                         for name, tensor in result["state"].items()), "whole, and trained"
 
 
 @pytest.mark.launch
@@ -98,3 +101,22 @@ def test_both_stages_measure_and_train_the_same(found):
     for one, other in zip(two["guards"], three["guards"], strict=True):
         for name in ("chosen_logp", "rejected_logp", "execution_accuracy"):
             assert one[name] == pytest.approx(other[name], abs=2e-3), name
+
+
+@pytest.mark.launch
+def test_the_last_adapter_stands_beside_the_best_as_training_without_guards_ends(start, copy_run, dpo_settings):
+    """Stage two on a learning rate that harms, measured and not stopped: the start is the result, the last step is kept, too."""
+    from safetensors.torch import load_file
+
+    guarded, plain = copy_run("train"), copy_run("train")
+    harmful = [*dpo_settings, "train.learning_rate=0.3"]
+    start("preference/dpo.py", plain, harmful).finish()
+    start("preference/dpo.py", guarded, [*harmful, "guards.every_steps=2", "guards.questions=6", "guards.stop=false"]).finish()
+    dpo = guarded / "round-1" / "dpo"
+    facts = json.loads((dpo / "training.json").read_text())
+    assert (facts["kept_step"], facts["stopped"], [row["step"] for row in facts["guards"]]) == (0, None, [0, 2, 4])
+    weights = "adapter_model.safetensors"
+    assert (dpo / "last" / weights).read_bytes() == (plain / "round-1" / "dpo" / weights).read_bytes()
+    kept, sft = load_file(dpo / weights), load_file(guarded / "sft" / weights)
+    assert kept.keys() == sft.keys() and all((kept[name] == sft[name]).all() for name in sft)
+    assert not (plain / "round-1" / "dpo" / "last").exists() and not (guarded / "best" / "last").exists()

@@ -150,6 +150,6 @@ def test_facts_of_a_run_are_what_its_stages_left(tmp_path):
     assert facts["sft"] == {"steps": 4, "duration_s": 9.0}
     assert facts["pairs"] == {"kept": 2, "dropped": {"only_unclear": 1}}
     rows = [{"step": 0, "execution_accuracy": 0.5}]
-    write_json(place / "dpo" / "training.json", {"guards": rows, "stopped": "why", "kept_step": 0, "log": []})
+    write_json(place / "dpo" / "training.json", {"steps": 2, "guards": rows, "stopped": "why", "kept_step": 0, "log": []})
     facts = run_facts(tmp_path)
-    assert facts["training"]["guards"] == rows and facts["dpo"] == {"stopped": "why", "kept_step": 0}
+    assert facts["training"]["guards"] == rows and facts["dpo"] == {"steps": 2, "stopped": "why", "kept_step": 0}

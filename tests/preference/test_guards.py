@@ -162,6 +162,15 @@ def test_rows_hold_the_log_probabilities_of_fixed_pairs(load_policy, tokenizer, 
     assert last["margin"] > 0.01 and (first["duplicates"], first["mean_tokens"]) == (0.25, 9.0)
 
 
+def test_a_start_that_did_not_sample_the_pairs_is_refused_before_any_question_is_asked(load_policy, tokenizer, pairs, tmp_path):
+    sampled = {"chosen_logp_sum": -1.0, "rejected_logp_sum": -1.0, "chosen_tokens_round_trip": True,
+               "rejected_tokens_round_trip": True}
+    answers = Answers()
+    with pytest.raises(ValueError, match=r"the SFT model that sampled them gave -1.00 .*does not start from that SFT adapter"):
+        train(load_policy, tokenizer, [pair | sampled for pair in pairs], tmp_path, answers, {})
+    assert answers.asked == []
+
+
 def test_a_harmful_run_is_stopped_says_why_and_gives_back_its_start(load_policy, tokenizer, pairs, tmp_path, capsys):
     answers = Answers([0.5, 0.45, 0.2, 0.0, 0.0])
     _, state, facts = train(load_policy, tokenizer, pairs, tmp_path, answers, {})
@@ -173,13 +182,19 @@ def test_a_harmful_run_is_stopped_says_why_and_gives_back_its_start(load_policy,
     assert not (tmp_path / "checkpoints" / "checkpoint-2").exists(), "nothing goes on from a step that stops"
 
 
-def test_falling_log_probabilities_stop_though_the_answers_look_fine(load_policy, tokenizer, pairs, tmp_path, capsys):
-    """A learning rate far too large: what the pairs hold becomes unlikely, both sides together."""
-    harmful = {"learning_rate": 0.3, "guards": {"max_logp_fall": 0.3}}
-    _, _, facts = train(load_policy, tokenizer, pairs, tmp_path / "stopped", Answers(), **harmful)
+def test_falling_log_probabilities_stop_though_the_answers_look_fine(pet_models, tokenizer, pairs, tmp_path, capsys):
+    """A learning rate far too large, on a model that knew the answers: they become unlikely, chosen and rejected together."""
+    def knowing():
+        return load_adapter(load_base(pet_models["base"], precision="fp32"), pet_models["sft"],
+                            base_fingerprint=fingerprint(pet_models["base"]), trainable=True)
+
+    pairs, harmful = pairs[:2], {"learning_rate": 0.3, "global_batch_size": 2, "guards": {"max_logp_fall": 0.3}}
+    _, _, facts = train(knowing, tokenizer, pairs, tmp_path / "stopped", Answers(), **harmful)
     assert "the log-probability of the chosen queries had fallen from" in facts["stopped"] and facts["kept_step"] == 0
+    start, last = facts["guards"][0], facts["guards"][-1]
+    assert start["chosen_logp"] > -0.1 and last["rejected_logp"] < start["rejected_logp"]
     harmful["guards"]["stop"] = False
-    _, _, facts = train(load_policy, tokenizer, pairs, tmp_path / "measured", Answers(), **harmful)
+    _, _, facts = train(knowing, tokenizer, pairs, tmp_path / "measured", Answers(), **harmful)
     assert facts["stopped"] is None and facts["steps"] == 4 and len(facts["guards"]) == 5 and facts["kept_step"] == 0
     assert facts["guards"][-1]["limit_passed"] and "guards: at step 4 the log-probability" in capsys.readouterr().out
 

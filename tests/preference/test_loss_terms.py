@@ -130,7 +130,7 @@ def test_loss_and_gradients_by_hand(trainer, tokenizer, tmp_path):
     losses_are(trainer, ["sigmoid", "sft"])
     batch = preference_collator(tokenizer, margin_scale=2.0, mark_shared_tokens=True)(ROWS[:2])
     assert batch["offsets"] == [2.0, 0.5] and batch["weights"] == [0.5, 2.0]
-    loss = trainer.compute_loss(policy_of(logps), batch)
+    loss = trainer.compute_loss(policy_of(logps * (logps != 0)), batch)  # outside the completions: 0, whatever the weights
     loss.backward()
     z = (-1.55, -0.35)
     sigmoid = [math.log1p(math.exp(-value)) for value in z]
@@ -271,10 +271,11 @@ def test_terms_without_effect_give_the_plain_loss(trainer, tokenizer, ld_alpha):
     batch = preference_collator(tokenizer)(rows)
     assert set(batch) == {"input_ids", "attention_mask", "completion_mask", "sft_logps"}
     plain = trainer.compute_loss(trainer.model, dict(batch)).item()
-    rewards = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+    rewards = {name: values[-1] for name, values in trainer._metrics["train"].items() if name != "num_tokens"}  # counts on
     batch |= {"offsets": [0.0] * 3, "weights": [1.0] * 3, "shared_tokens": torch.ones_like(batch["input_ids"]) == 1}
     assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(plain, abs=1e-6)
-    assert {name: values[-1] for name, values in trainer._metrics["train"].items()} == pytest.approx(rewards, abs=1e-5)
+    assert {name: trainer._metrics["train"][name][-1] for name in rewards} == pytest.approx(rewards, abs=1e-5)
+    assert "rewards/margins" in rewards and "logps/rejected" in rewards
     assert (trainer.loss_types, trainer.loss_weights, trainer.use_weighting) == (["sigmoid", "sft"], [1.0, 0.5], False)
 
 

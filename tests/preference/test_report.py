@@ -97,7 +97,7 @@ def test_report_json_is_the_summary_with_null_for_nan(tmp_path):
     json_path, html_path = write_report(tmp_path / "new", summary, results, facts)
     assert (json_path, html_path) == (tmp_path / "new/report.json", tmp_path / "new/report.html")
     read = json.loads(json_path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} in report.json"))
-    assert {"split", "n", "models", "paired", "facts"} == set(read)
+    assert {"split", "n", "questions", "models", "paired", "facts"} == set(read)
     assert read["models"] == summary["models"]
     assert read["facts"] == {"sft": {"duration_s": None, "adapter_bytes": 12}, "config": {"folder": "runs"}}
 

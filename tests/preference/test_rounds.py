@@ -77,11 +77,13 @@ def test_the_best_on_development_questions_and_of_equal_ones_the_later(tmp_path,
 
 def test_what_is_published_follows_the_rounds_and_is_not_copied_twice(tmp_path, capsys):
     finish(tmp_path, 0, 0.25)
-    (finish(tmp_path, 1, 0.5, pairs=136, steps=8) / "tensorboard").mkdir()
+    first = finish(tmp_path, 1, 0.5, pairs=136, steps=8)
+    for name in ("tensorboard", "last"):
+        (first / name).mkdir()
     target = tmp_path / "best"
     publish_best(tmp_path, 1, show=False)
     assert (target / "adapter_model.safetensors").read_text() == "weights 1" and capsys.readouterr().out == ""
-    assert not (target / "complete.json").exists() and not (target / "tensorboard").exists()
+    assert not (target / "complete.json").exists() and not any(path.is_dir() for path in target.iterdir())
     (target / "seen").touch()
     finish(tmp_path, 2, 0.375, pairs=90, steps=5)
     publish_best(tmp_path, 2, show=True)
@@ -117,13 +119,16 @@ def test_facts_of_several_rounds_stand_beside_each_other_in_the_report(tmp_path)
 
     for number, (steps, pairs) in {1: (4, 2), 2: (2, 1)}.items():
         log = [{"step": 2, "loss": 0.5 / number}, {"step": steps, "train_runtime": 3.0}]
-        finish(tmp_path, number, 0.25 * number, steps=steps, log=log)
+        guards = [{"step": step, "execution_accuracy": step / 8} for step in (0, steps)]
+        finish(tmp_path, number, 0.25 * number, steps=steps, log=log, guards=guards)
         place = tmp_path / f"round-{number}"
         write_parquet(place / "dropped.parquet", [{"example_id": "a", "reason": "gold_bad"}], DROPPED_SCHEMA)
         write_parquet(place / "pairs.parquet", [{"example_id": "b"}] * pairs, PAIRS_SCHEMA)
         mark_complete(place / "pairs.parquet", {}, {"pairs": pairs})
     facts = run_facts(tmp_path)
     assert [(row["step"], row["loss"]) for row in facts["training"]["dpo"]] == [(2, 0.5), (6, 0.25)]
+    shares = [(row["step"], row["execution_accuracy"]) for row in facts["training"]["guards"]]
+    assert shares == [(0, 0.0), (4, 0.5), (4, 0.0), (6, 0.25)], "each round begins where the one before ended"
     assert facts["dpo, round 1"] == {"steps": 4, "development_accuracy_share": 0.25}
     assert facts["dpo, round 2"] == {"steps": 2, "development_accuracy_share": 0.5}
     assert facts["pairs"] == {name: {"kept": kept, "dropped": {"gold_bad": 1}} for name, kept in (("round 1", 2), ("round 2", 1))}

@@ -36,6 +36,7 @@ def test_content_hash_is_of_the_canonical_json():
     wanted = "1e02bc81a26af2f027329541e97eef36f3290bedc6dfe043dbe66b057ecb13ba"
     assert content_hash({"b": None, "a": [1, "é"]}) == content_hash({"a": (1, "é"), "b": None}) == wanted
     assert len({content_hash(value) for value in (1, "1", 1.5, [1], None)}) == 5
+    assert content_hash("\ud800") != content_hash("\ud801"), "what a model wrote may be no valid text"
 
 
 def test_file_hash_is_sha256_of_the_bytes(tmp_path):
