@@ -116,6 +116,8 @@ def stages(monkeypatch):
         calls.append((run.name, "measure", list(models)))
         calls.asked = arguments
         assert (run / "data" / "dev.parquet").exists()
+        if run.name == "sft":
+            assert compare_models.run_facts(run)["config"] == {"sft": {"model": "embedded"}}, "a folder of measures alone"
         kept = output / "answers" / "sft.parquet"
         assert kept.exists() == (run.name != "sft"), "SFT answers once, and all arms take its answers"
         kept.parent.mkdir(parents=True, exist_ok=True)
