@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,6 +55,7 @@ class ArmRun:
     config: DpoConfig
     folder: Path  # its run folder
     result: Path  # its result file
+    own_length: bool  # whether the arm itself, not all arms together, sets how long it trains
 
     @property
     def name(self) -> str:
@@ -102,12 +103,13 @@ def planned(config: AblationConfig) -> list[ArmRun]:
         for seed in arm.seeds:
             folder = Path(config.runs) / f"{name}-seed{seed}"
             settings = config.settings | arm.settings
-            unchecked = ArmRun(name, seed, settings, None, folder, Path(config.results) / f"{name}-seed{seed}.json")
+            unchecked = ArmRun(name, seed, settings, None, folder, Path(config.results) / f"{name}-seed{seed}.json",
+                               bool({"train.epochs", "train.global_batch_size"} & arm.settings.keys()))
             try:
                 checked = read_configuration(DpoConfig, Path(config.config), unchecked.overrides())
             except ValueError as error:
                 raise ValueError(f"arm {name}: {error}") from None
-            runs.append(ArmRun(name, seed, settings, checked, folder, unchecked.result))
+            runs.append(replace(unchecked, config=checked))
     return runs
 
 
@@ -127,7 +129,7 @@ def sampler_of(run: ArmRun, runs: list[ArmRun]) -> ArmRun:
 
 def pacemaker_of(run: ArmRun, runs: list[ArmRun], arm: str | None) -> ArmRun | None:
     """The run whose number of steps this one takes; None where it keeps its own."""
-    if arm is None or run.arm == arm or {"train.epochs", "train.global_batch_size"} & run.settings.keys():
+    if arm is None or run.arm == arm or run.own_length:
         return None
     return next((other for other in runs if other.arm == arm and other.seed == run.seed), None)
 

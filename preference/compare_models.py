@@ -181,6 +181,7 @@ def run_facts(run: Path) -> dict:
         facts["pairs"] = made if several else next(iter(made.values()))
     if (run / "config.yaml").exists():
         facts["config"] = YAML(typ="safe", pure=True).load((run / "config.yaml").read_text(encoding="utf-8"))
+    if (run / "versions.json").exists():
         facts["versions"] = json.loads((run / "versions.json").read_text(encoding="utf-8"))
     return facts
 

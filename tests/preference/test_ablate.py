@@ -116,6 +116,8 @@ def stages(monkeypatch):
         calls.append((run.name, "measure", list(models)))
         calls.asked = arguments
         assert (run / "data" / "dev.parquet").exists()
+        if run.name == "sft":
+            assert compare_models.run_facts(run)["config"] == {"sft": {"model": "embedded"}}, "a folder of measures alone"
         kept = output / "answers" / "sft.parquet"
         assert kept.exists() == (run.name != "sft"), "SFT answers once, and all arms take its answers"
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -192,6 +194,20 @@ def test_epochs_that_make_the_pacemakers_steps():
     for pairs in range(1, 400):
         assert int(pairs * arms.matched_epochs(pairs, config, 100)) // 16 == 9
     assert int(250 * arms.matched_epochs(250, config, 3)) // 16 == 1  # fewer pairs than a batch make one step
+
+
+def test_steps_are_the_pacemakers_unless_the_arm_itself_sets_its_length(project):
+    def pacemakers(*settings: str) -> set:
+        config = read_configuration(arms.AblationConfig, project / "ablation.yaml", settings)
+        runs = arms.planned(config)
+        found = [arms.pacemaker_of(run, runs, config.same_steps_as) for run in runs if run.arm == "gold"]
+        return {None if run is None else run.name for run in found}
+
+    assert pacemakers() == {"default-seed0"}
+    assert pacemakers("settings={train.epochs: 2, train.global_batch_size: 8}") == {"default-seed0"}, "set for all arms"
+    assert pacemakers("arms.gold.settings={train.epochs: 2}") == {None}
+    assert pacemakers("arms.gold.seeds=[7]") == {None}, "no such seed of the pacemaker"
+    assert pacemakers("same_steps_as=null") == {None}
 
 
 # ------------------------------------------------------------------- running them
