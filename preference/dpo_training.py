@@ -213,4 +213,6 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
     if guard:
         state = guard.kept_weights(state)
         facts |= guard.facts()
+    # DeepSpeed's hooks on gradients would keep the engine, with model and optimiser, as long as this process lives.
+    trainer.accelerator.free_memory()
     return trainer.model, state, facts

@@ -21,7 +21,7 @@ from training_steps import VOCABULARY, WAYS, Clock, Work, benchmark, policy
 
 # Questions on each schema.
 SHAPES = {"mixed lengths, 8 on a schema": 8, "mixed lengths, 1 on a schema": 1}
-# Rows in a step (a quarter of them with --quick), in a micro-batch of trl's, and of ours.
+# Rows in a step (half as many with --quick), in a micro-batch of trl's, and of ours.
 STEP, PLAIN_MICRO, OUR_MICRO = 32, 4, 16
 
 
@@ -29,7 +29,7 @@ def work_of(on_a_schema: int, steps: int, quick: bool) -> Work:
     """Rows {input_ids, labels, schema} in the order in which stage one trains on them."""
     from sft.training import in_training_order
 
-    chance, rows, size = random.Random(0), [], STEP // 4 if quick else STEP
+    chance, rows, size = random.Random(0), [], STEP // 2 if quick else STEP
 
     def tokens(count: int) -> list[int]:
         return [chance.randrange(10, VOCABULARY) for _ in range(count)]
@@ -41,7 +41,7 @@ def work_of(on_a_schema: int, steps: int, quick: bool) -> Work:
         rows.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer,
                      "schema": str(number // on_a_schema)})
     order = in_training_order(rows, epochs=1, global_batch_size=size, questions_per_pack=8, seed=0)
-    return Work(order.to_list(), size, PLAIN_MICRO, min(size, OUR_MICRO))
+    return Work(order.to_list(), size, size, PLAIN_MICRO, min(size, OUR_MICRO))
 
 
 def trainer_of(way: str, work: Work, steps: int, precision: str):
@@ -58,7 +58,7 @@ def trainer_of(way: str, work: Work, steps: int, precision: str):
     ours = way == "ours"
     arguments = SFTConfig(
         output_dir=tempfile.mkdtemp(), max_steps=steps, per_device_train_batch_size=work.micro(way),
-        gradient_accumulation_steps=work.step // work.micro(way), gradient_checkpointing=False, bf16=precision == "bf16",
+        gradient_accumulation_steps=work.step(way) // work.micro(way), gradient_checkpointing=False, bf16=precision == "bf16",
         use_cpu=not torch.cuda.is_available(), max_length=None, train_sampling_strategy="sequential", save_strategy="no",
         report_to="none", learning_rate=1e-6, logging_steps=10, disable_tqdm=True, dataloader_pin_memory=False,
         remove_unused_columns=not ours, dataset_kwargs={"skip_prepare_dataset": True} if ours else None)
@@ -66,8 +66,8 @@ def trainer_of(way: str, work: Work, steps: int, precision: str):
              "processing_class": load_tokenizer(resolve_model("embedded"))}
     if not ours:
         # The same rows in every step, by length alone: less padding than trl's group_by_length leaves.
-        rows = [row for start in range(0, len(work.rows), work.step)
-                for row in sorted(work.rows[start : start + work.step], key=lambda row: -len(row["input_ids"]))]
+        rows = [row for start in range(0, len(work.rows), work.plain_step)
+                for row in sorted(work.rows[start : start + work.plain_step], key=lambda row: -len(row["input_ids"]))]
         return SFTTrainer(train_dataset=Dataset.from_list(rows).select_columns(["input_ids", "labels"]), **given)
     fuse_lora(given["model"])
     trainer = SFTTrainer(train_dataset=Dataset.from_list(work.rows), **given,

@@ -40,12 +40,16 @@ WAYS = {"trl eager": Way("plain", "eager"), "trl sdpa": Way("plain", "sdpa"),
 
 
 class Work(NamedTuple):
-    """Rows of all steps of a run, rows in a step, and rows in a micro-batch of trl's ways and of ours."""
+    """Rows of all steps of a run; rows in a step and in a micro-batch of trl's ways, and of ours."""
 
     rows: list[dict]
-    step: int
+    plain_step: int
+    our_step: int
     plain_micro: int
     our_micro: int
+
+    def step(self, way: str) -> int:
+        return self.our_step if way == "ours" else self.plain_step
 
     def micro(self, way: str) -> int:
         return self.our_micro if way == "ours" else self.plain_micro
@@ -99,12 +103,12 @@ class Clock(TrainerCallback):
 
 
 def seconds_a_step(trainer: Trainer, head: str) -> list[float]:
-    """Seconds of each step of a training run; the first of several only warms up."""
+    """Seconds of each step of a training run but the first, which warms up."""
     clock = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Clock))
     with lm_head(head):
         trainer.train()
     seconds = [end - start for start, end in zip(clock.ends, clock.ends[1:], strict=False)]
-    return seconds[1:] or seconds
+    return seconds[1:]
 
 
 def loss_and_gradients(trainer: Trainer, rows: list[dict], way: Way) -> tuple[float, dict]:
@@ -142,7 +146,7 @@ def profile(trainer: Trainer, head: str) -> str:
 
 
 def seconds_and_peak_mib(trainer: Trainer, head: str) -> tuple[list[float], float]:
-    """Seconds of each step (see `seconds_a_step`), and what the run adds to the process at its peak."""
+    """Seconds of each step but the first, and what the run adds to the process at its peak."""
     seconds, peak = with_peak_bytes(lambda: seconds_a_step(trainer, head))
     return seconds, peak / 2**20
 
@@ -153,7 +157,7 @@ def benchmark(description: str, unit: str, shapes: dict, work_of: Callable[..., 
     work_of(shape, steps, quick) gives the work; trainer_of(way, work, steps, precision) a trainer of it, with a `Clock`.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one step of trl with public options and one of ours: three minutes")
+    parser.add_argument("--quick", action="store_true", help="one timed step of trl with public options and of ours, gradients of the first shape only: three minutes")
     parser.add_argument("--shape", action="append", choices=shapes, help="only this shape; may be repeated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--profile", action="store_true", help="print torch's profile of trl's way and ours instead")
@@ -162,8 +166,8 @@ def benchmark(description: str, unit: str, shapes: dict, work_of: Callable[..., 
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
     ways = ["trl eager", "ours"] if arguments.quick else list(WAYS)
-    # All ways train a run by turns; a run's first step warms up. With one step the gradients, compared before, have done so.
-    steps, runs = (1, 1) if arguments.quick else (3, 3)
+    # A run's first step warms up; the others are timed. All ways train a run by turns.
+    steps, runs = (2, 1) if arguments.quick else (3, 3)
     results: dict[str, dict] = {}
     for shape in arguments.shape or list(shapes):
         work = work_of(shapes[shape], steps, arguments.quick)
@@ -174,7 +178,8 @@ def benchmark(description: str, unit: str, shapes: dict, work_of: Callable[..., 
         elif arguments.scaling:
             print(f"{shape}: {ten_times(shapes[shape], work_of, trainer_of)}", flush=True)
         else:
-            results[shape] = measured(work, ways, steps, runs, trainer_of, 1 if arguments.quick else 2)
+            compared = 2 if not arguments.quick else int(not results)
+            results[shape] = measured(work, ways, steps, runs, trainer_of, compared)
             report({shape: results[shape]}, unit)
     if results and arguments.json:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
@@ -195,11 +200,11 @@ def ten_times(shape: tuple, work_of: Callable[..., Work], trainer_of: Callable) 
 
 
 def measured(work: Work, ways: list[str], steps: int, runs: int, trainer_of: Callable, compared: int) -> dict[str, dict]:
-    """Speed, ratio, peak memory and differences of each way on one shape; gradients of up to `compared` rows."""
+    """Speed, ratio, peak memory and differences of each way on one shape; gradients of up to `compared` rows (0: not)."""
     trainers = {way: trainer_of(way, work, steps, "bf16") for way in ways}
     # As many rows for all, few enough for the fp32 model.
     rows = work.rows[: min(work.plain_micro, compared)]
-    found = {way: loss_and_gradients(trainers[way], rows, WAYS[way]) for way in ways}
+    found = {way: loss_and_gradients(trainers[way], rows, WAYS[way]) for way in ways if rows}
     seconds, peaks = {way: [] for way in ways}, dict.fromkeys(ways, 0.0)
     for _ in range(runs):
         for way in ways:
@@ -207,15 +212,18 @@ def measured(work: Work, ways: list[str], steps: int, runs: int, trainer_of: Cal
             seconds[way] += taken
             peaks[way] = max(peaks[way], peak)
     del trainers
-    exact = {way: loss_and_gradients(trainer_of(way, work, steps, "fp32"), rows, WAYS[way]) for way in ("trl eager", "ours")}
-    rates = {way: work.step / statistics.median(seconds[way]) for way in ways}
+    exact = {way: loss_and_gradients(trainer_of(way, work, steps, "fp32"), rows, WAYS[way])
+             for way in ("trl eager", "ours") if rows}
+    rates = {way: work.step(way) / statistics.median(seconds[way]) for way in ways}
     best = max(rate for way, rate in rates.items() if way != "ours" and not WAYS[way].private)
     results = {}
     for way in ways:
         results[way] = {"rate": rates[way], "ratio": rates[way] / best, "seconds": seconds[way],
-                        "peak_mib": peaks[way], "private": WAYS[way].private,
-                        "bf16_from_fp32": difference(exact["trl eager"], found[way])}
-    results["ours"]["fp32_from_trl"] = difference(exact["trl eager"], exact["ours"])
+                        "peak_mib": peaks[way], "private": WAYS[way].private}
+        if rows:
+            results[way]["bf16_from_fp32"] = difference(exact["trl eager"], found[way])
+    if rows:
+        results["ours"]["fp32_from_trl"] = difference(exact["trl eager"], exact["ours"])
     return results
 
 
@@ -224,11 +232,12 @@ def report(results: dict[str, dict], unit: str) -> None:
     for shape, ways in results.items():
         print(f"\n{shape:<36}{unit + '/s':>9}{'ratio':>7}{'MiB':>8}   difference of loss and gradients (worst tensor)")
         for name, way in ways.items():
-            off = way["bf16_from_fp32"]
+            off = way.get("bf16_from_fp32")
             print(f"  {name + (' (private)' if way['private'] else ''):<34}{way['rate']:>9.2f}{way['ratio']:>7.2f}"
-                  f"{way['peak_mib']:>8.0f}   {off['loss']:.1e} and {off['gradients']:.1e} ({off['worst_tensor']:.1e})")
-        exact = ways["ours"]["fp32_from_trl"]
-        print(f"  in fp32, ours from trl{'':<38}   {exact['loss']:.1e} and {exact['gradients']:.1e} "
-              f"({exact['worst_tensor']:.1e})")
+                  f"{way['peak_mib']:>8.0f}   "
+                  + (f"{off['loss']:.1e} and {off['gradients']:.1e} ({off['worst_tensor']:.1e})" if off else "not compared"))
+        if exact := ways["ours"].get("fp32_from_trl"):
+            print(f"  in fp32, ours from trl{'':<38}   {exact['loss']:.1e} and {exact['gradients']:.1e} "
+                  f"({exact['worst_tensor']:.1e})")
     print("ratio: to the faster of trl's ways with public options; MiB: what training adds at its peak to the "
           "process;\ndifferences: relative, on one micro-batch, of bf16 from trl in fp32", flush=True)
