@@ -6,7 +6,7 @@ Cases: `short` (8 samples a prompt of about 90 tokens), `long` (16 samples a pro
 another), `schema` (the same with ten questions on each schema), `growth` (ours alone, a shard of questions and ten).
 `generate` is set as well as its public options allow: the model's own number format, sdpa attention, prompts sorted by
 length, num_return_sequences, and the best of the row counts tried. `--quick` gives `generate` fewer prompts of the same
-kind and compares rates. Counted are the tokens kept, up to the first end token.
+kind, both at most 64 tokens, and compares rates. Counted are the tokens kept, up to the first end token.
 On a machine that others use too, the ratio by processor time says more than that by the clock.
 
 Compared are also the outputs: our log-probabilities with those of a plain forward pass over the same tokens, and mean
@@ -36,7 +36,7 @@ CASES = {
     "schema": {"samples": 16, "questions": 20, "quick": (10, 1), "rows": 96, "plain_rows": 64},
 }
 SETTINGS = {"temperature": 1.0, "top_k": 32, "top_p": 1.0}
-MAX_NEW_TOKENS = 96
+MAX_NEW_TOKENS, QUICK_NEW_TOKENS = 96, 64
 
 
 def main() -> None:
@@ -141,7 +141,7 @@ def prompts_of(tokenizer, case: str) -> list[list[int]]:
 
 def compare(model, tokenizer, case: str, arguments, sides) -> dict:
     """Both sides in turns on the prompts of a case."""
-    work = CASES[case]
+    work = CASES[case] | ({"max_new_tokens": QUICK_NEW_TOKENS} if arguments.quick else {})
     prompts = prompts_of(tokenizer, case)
     counts = work["quick"] if arguments.quick else (work["questions"],) * 2
     parts = {"ours": prompts[: counts[0]], "generate": prompts[: counts[1]]}
@@ -165,7 +165,7 @@ def compare(model, tokenizer, case: str, arguments, sides) -> dict:
     found["ratio"] = found["ours"]["tokens_per_s"] / found["generate"]["tokens_per_s"]
     found["ratio_cpu"] = found["ours"]["tokens_per_cpu_s"] / found["generate"]["tokens_per_cpu_s"]
     found["ratio_questions"] = found["ours"]["questions_per_s"] / found["generate"]["questions_per_s"]
-    found["outputs"] = check(model, parts["ours"], rows, counts[1], 2 if arguments.quick else 8)
+    found["outputs"] = check(model, parts["ours"], rows, counts[1], 1 if arguments.quick else 8)
     return found
 
 
@@ -203,8 +203,8 @@ def log_probability(model, prompt: list[int], ids) -> float:
 
 def growth(model, tokenizer, quick: bool) -> dict:
     """Seconds and peak memory of one shard of questions and of ten shards, each shard a call, as in stage two."""
-    prompts, shard = prompts_of(tokenizer, "growth"), 6 if quick else 64
-    case = {"samples": 8, "rows": 48}
+    prompts, shard = prompts_of(tokenizer, "growth"), 4 if quick else 64
+    case = {"samples": 8, "rows": 32}
     ours(model, tokenizer, prompts[:2], case)
     found = {}
     for shards in (1, 10):
