@@ -53,6 +53,7 @@ class Launcher:
         with open(log, "ab") as output, self.lock:
             if self.ending:
                 raise ValueError("not started: the other runs were interrupted. Run the same command again.")
+            began = log.stat().st_size
             process = subprocess.Popen([*self.accelerate, *words], cwd=PROJECT, env=environment, stdin=subprocess.DEVNULL,
                                        stdout=output, stderr=subprocess.STDOUT)
             self.running.add(process)
@@ -61,7 +62,8 @@ class Launcher:
         status = process.wait()
         self.running.discard(process)
         if status:
-            said = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().splitlines()
+            # The log is appended to: what an earlier attempt said is not told again.
+            said = log.read_bytes()[began:].decode(errors="replace").replace("\r", "\n").strip().splitlines()
             told = [line for line in said if line.startswith("error: ")] or said or ["(no output)"]
             raise ValueError(f"accelerate launch {words[0]} ended with exit status {status}: {told[-1][:1000]}\n"
                              f"  Everything that it printed is in {log}. Mend that and run the same command again; what is "
