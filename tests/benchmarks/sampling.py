@@ -17,6 +17,7 @@ adapter: its answers end after some 25 tokens, as in stage two, where the base m
 
 import argparse
 import json
+import random
 import sys
 import tempfile
 import time
@@ -129,7 +130,10 @@ def prompts_of(tokenizer, case: str) -> list[list[int]]:
     if case in ("short", "growth"):  # neighbours ask about different schemas
         found = [prompt(asked[number], [context]) for number in range(8)
                  for context, asked in questions.items() if number < len(asked)]
-        return [ids for ids in found if 70 <= len(ids) <= (100 if case == "short" else 160)]
+        found = [ids for ids in found if 70 <= len(ids) <= (100 if case == "short" else 160)]
+        if case == "growth":  # else later shards would have longer prompts than the first
+            random.Random(0).shuffle(found)
+        return found
     found = []
     for number, context in enumerate(contexts[:16]):
         # Tables of further databases, others for every schema, until there are 800 tokens.
