@@ -7,9 +7,19 @@ import pytest
 
 from preference.pairs import DROPPED_SCHEMA
 from preference.publication import publish_best, say_without_pairs
-from preference.rounds import adapter_of, always_right, best_of, questions_of_round, round_at_hand, rounds_there, standings
+from preference.rounds import (
+    adapter_of,
+    always_right,
+    best_of,
+    consecutive_rounds,
+    questions_of_round,
+    round_at_hand,
+    rounds_there,
+    standings,
+)
 from preference.sampling import VERDICTS_SCHEMA
-from sft.artefacts import mark_complete, write_json, write_parquet
+from sft.artefacts import mark_complete, mark_path, write_json, write_parquet
+from sft.checkpoint import checkpoint_hash
 
 
 def finish(run, number, accuracy, weights="", **facts):
@@ -18,7 +28,9 @@ def finish(run, number, accuracy, weights="", **facts):
     folder.mkdir(parents=True)
     (folder / "adapter_model.safetensors").write_text(weights or f"weights {number}")
     (folder / "adapter_config.json").write_text("{}")
-    write_json(folder / "provenance.json", {"base_fingerprint": "f"})
+    before = adapter_of(run, number - 1) if number else None
+    start = {"start_checkpoint": checkpoint_hash(before)} if before and before.exists() else {}
+    write_json(folder / "provenance.json", {"base_fingerprint": "f", **start})
     measures = {"n": 64, "execution_accuracy": accuracy, "valid_sql": 0.75, "ended_with_eos": 1.0}
     write_json(folder / "training.json", {"dev_after": measures, **facts})
     mark_complete(folder, {"number": number}, {})
@@ -62,6 +74,19 @@ def test_rounds_stand_in_the_order_of_their_numbers(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "round-3").touch()
     assert rounds_there(tmp_path) == [1, 2, 10]
+
+
+def test_rounds_that_follow_from_each_other(tmp_path):
+    for number in range(4):
+        finish(tmp_path, number, 0.5)
+    assert [consecutive_rounds(tmp_path, last) for last in (0, 2, 3, 9)] == [[], [1, 2], [1, 2, 3], [1, 2, 3]]
+    # Round 2 is made anew, with other weights: round 3 started from an adapter that is gone.
+    shutil.rmtree(adapter_of(tmp_path, 2))
+    assert consecutive_rounds(tmp_path, 3) == [1], "round 2 is not finished"
+    finish(tmp_path, 2, 0.5, weights="others")
+    assert consecutive_rounds(tmp_path, 3) == [1, 2]
+    mark_path(adapter_of(tmp_path, 0)).unlink()
+    assert consecutive_rounds(tmp_path, 3) == [], "stage one is being made anew"
 
 
 # --------------------------------------------------------------------- published
