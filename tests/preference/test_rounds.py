@@ -14,7 +14,6 @@ from preference.rounds import (
     consecutive_rounds,
     questions_of_round,
     round_at_hand,
-    rounds_there,
     standings,
 )
 from preference.sampling import VERDICTS_SCHEMA
@@ -67,13 +66,6 @@ def test_a_step_alone_works_on_the_first_round_that_is_not_finished(tmp_path):
     finish(tmp_path, 2, 0.5)
     finish(tmp_path, 3, 0.5)
     assert round_at_hand(tmp_path, 3) == 3 and round_at_hand(tmp_path, 2) == 2
-
-
-def test_rounds_stand_in_the_order_of_their_numbers(tmp_path):
-    for name in ("round-10", "round-2", "round-1", "round-old"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "round-3").touch()
-    assert rounds_there(tmp_path) == [1, 2, 10]
 
 
 def test_rounds_that_follow_from_each_other(tmp_path):
@@ -142,6 +134,7 @@ def test_facts_of_several_rounds_stand_beside_each_other_in_the_report(tmp_path)
     from preference.pairs import PAIRS_SCHEMA
     from preference.report import _fact_groups
 
+    finish(tmp_path, 0, 0.25, steps=9, log=[])
     for number, (steps, pairs) in {1: (4, 2), 2: (2, 1)}.items():
         log = [{"step": 2, "loss": 0.5 / number}, {"step": steps, "train_runtime": 3.0}]
         guards = [{"step": step, "execution_accuracy": step / 8} for step in (0, steps)]
@@ -150,7 +143,13 @@ def test_facts_of_several_rounds_stand_beside_each_other_in_the_report(tmp_path)
         write_parquet(place / "dropped.parquet", [{"example_id": "a", "reason": "gold_bad"}], DROPPED_SCHEMA)
         write_parquet(place / "pairs.parquet", [{"example_id": "b"}] * pairs, PAIRS_SCHEMA)
         mark_complete(place / "pairs.parquet", {}, {"pairs": pairs})
+    (tmp_path / "config.yaml").write_text("sft: {model: embedded}\ndpo: {rounds: 2}\n")
+    stale = finish(tmp_path, 3, 0.875, steps=9, log=[{"step": 9, "loss": 9.0}])
     facts = run_facts(tmp_path)
+    assert "dpo, round 3" not in facts, "there are two rounds: the third is of other settings"
+    (tmp_path / "config.yaml").write_text("sft: {model: embedded}\ndpo: {rounds: 3}\n")
+    write_json(stale / "provenance.json", {"base_fingerprint": "f", "start_checkpoint": "gone"})
+    assert run_facts(tmp_path) == facts | {"config": {"sft": {"model": "embedded"}, "dpo": {"rounds": 3}}}
     assert [(row["step"], row["loss"]) for row in facts["training"]["dpo"]] == [(2, 0.5), (6, 0.25)]
     shares = [(row["step"], row["execution_accuracy"]) for row in facts["training"]["guards"]]
     assert shares == [(0, 0.0), (4, 0.5), (4, 0.0), (6, 0.25)], "each round begins where the one before ended"
