@@ -35,15 +35,16 @@ def training_facts(folder: Path, rounds: int) -> dict:
     """
     places = [adapter_of(folder, number) / "training.json" for number in consecutive_rounds(folder, rounds)]
     if not places:
-        raise ValueError(f"{folder} holds no finished round that started from {folder / 'sft'}. An arm needs at least one. Look "
-                         f"into {folder / 'ablate.log'} for the reason, or delete the folder to have the arm run anew.")
+        raise ValueError(f"{folder} holds no finished round that started from {folder / 'sft'}. An arm needs at least one. "
+                         f"Look into {folder / 'ablate.log'} for the reason, or delete the folder to have the arm run anew.")
     finished = [json.loads(path.read_text(encoding="utf-8")) for path in places]
     chosen = []
     for facts in finished:
         rows = {row["step"]: row["chosen_logp"] for row in facts.get("guards") or []}
         chosen.append({"start": rows[min(rows)], "last": rows[max(rows)], "kept": rows.get(facts["kept_step"])} if rows else None)
     return {
-        "rounds": len(finished), "pairs": sum(facts["pairs"] for facts in finished), "steps": sum(facts["steps"] for facts in finished),
+        "rounds": len(finished), "pairs": sum(facts["pairs"] for facts in finished),
+        "steps": sum(facts["steps"] for facts in finished),
         "round_steps": [facts["steps"] for facts in finished], "start": [facts["start"] for facts in finished],
         "guards": [facts.get("guards") for facts in finished], "kept_steps": [facts.get("kept_step") for facts in finished],
         "stopped": [facts.get("stopped") for facts in finished], "chosen_logp": chosen,

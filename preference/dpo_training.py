@@ -75,8 +75,8 @@ def deepspeed_configuration(*, stage: int, offload: str, bf16: bool, global_batc
 
 def tokenized_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[dict], *, max_length: int, epochs: float,
                     global_batch_size: int, seed: int, steps: int | None = None) -> Dataset:
-    """Pairs as token ids, all epochs (or `steps`) in training order: prompt_ids, chosen_ids and rejected_ids (both ended by EOS); each with
-    its margin (0 where it has none) and weight (1).
+    """Pairs as token ids, all epochs (or `steps`) in training order: prompt_ids, chosen_ids and rejected_ids (both ended by
+    EOS); each with its margin (0 where it has none) and weight (1).
 
     Pairs of one question stand together, and inside a global batch questions about one schema do, so that micro-batches can
     share prompts. Pairs whose longer side passes `max_length` tokens are left out and counted, never cut: trl would cut
@@ -143,7 +143,8 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
               label_smoothing: float, global_batch_size: int, micro_batch_size: int, share_prompts: bool,
               gradient_checkpointing: bool, max_length: int, save_steps: int, zero_stage: int, offload: str, bf16: bool,
               seed: int, trl: dict, checkpoint: str, steps: int | None = None, margin_scale: float = 0.0,
-              shared_token_weight: float = 1.0, guards: dict | None = None, evaluate: Callable | None = None) -> tuple[object, dict, dict]:
+              shared_token_weight: float = 1.0, guards: dict | None = None,
+              evaluate: Callable | None = None) -> tuple[object, dict, dict]:
     """Train; gives (model, the whole weights of the adapter to keep, facts: {steps, start, log, and with guards theirs}).
 
     `load_policy()` gives the base model with the SFT adapter, trainable; it is called once ZeRO is set up, so that

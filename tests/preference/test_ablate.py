@@ -397,7 +397,7 @@ def test_two_jobs_run_at_once_each_on_its_own_cores(monkeypatch):
 def test_a_failure_is_not_told_in_the_words_of_an_earlier_attempt(tmp_path):
     started = launcher.Launcher(1, None)
     for words, told in (("error: no room", "error: no room"), ("Killed", "Killed"), (0, "(no output)")):
-        started.accelerate = [sys.executable, "-c", f"import sys; sys.exit({words!r} or 3)" if words else "import os; os._exit(9)"]
+        started.accelerate = [sys.executable, "-c", f"import sys; sys.exit({words!r})" if words else "import os; os._exit(9)"]
         with pytest.raises(ValueError, match=re.escape(f": {told}\n")):
             started.call(tmp_path, [], "stage.py")
     assert (tmp_path / "ablate.log").read_text() == "error: no room\nKilled\n", "the log keeps all attempts"
