@@ -345,11 +345,12 @@ def test_so_many_steps_and_a_reference_kept_where_they_pass_over_pairs_again(loa
     assert facts["steps"] == steps and (tmp_path / "reference_logps.jsonl").exists() == kept
 
 
-def test_as_many_steps_where_a_pair_is_dropped_as_too_long(tokenizer, pairs):
+def test_as_many_steps_where_a_pair_is_dropped_as_too_long(tokenizer, pairs, capsys):
     long = pairs[0] | {"chosen": [{"role": "assistant", "content": "SELECT name FROM pet" + " WHERE age > 1" * 60}]}
     many = pairs * 5
     for given in (many, [long, *many]):
         assert len(tokenized_pairs(tokenizer, given, **TOKENIZE | {"epochs": 3, "steps": 7})) == 7 * 4
+    assert "pairs: 21 read, 20 kept, 1 dropped" in capsys.readouterr().out
 
 
 def test_a_policy_without_the_sft_adapter_is_refused(tiny_model, tokenizer, pairs, tmp_path):
