@@ -64,11 +64,11 @@ def run_arms(arguments) -> Path:
 
     if not arms.is_finished(ablation.sft_result, ablation.sft_identity, arguments.overwrite):
         launcher.all({"sft": ablation.measure_sft}, "measured")
-    # What several runs wait for goes first: samples, and the pairs that others take their number of steps from.
+    elif todo and not ablation.sft_answered():  # its result came from another machine
+        launcher.all({"sft": ablation.answer_sft}, "answered")
+    # What several runs wait for goes first.
     samplers = {run.name: run for run in map(ablation.sampler, todo) if arguments.overwrite or not arms.sampled(run.folder)}
-    pacemakers = {run.name: run for run in map(ablation.pacemaker, todo) if run is not None}
     launcher.all({name: partial(ablation.sample, run) for name, run in samplers.items()}, "sampled")
-    launcher.all({name: partial(ablation.pair, run) for name, run in pacemakers.items()}, "paired")
     launcher.all({run.name: partial(ablation.run_arm, run) for run in todo}, "finished")
     return Path(config.results)
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from preference.report_page import text
+from preference.rounds import adapter_of, consecutive_rounds
 from preference.significance import mcnemar, paired_bootstrap, wilson_interval
 
 MEASURES = ("execution_accuracy", "valid_sql", "unclear", "ended_with_eos", "mean_tokens")
@@ -24,25 +25,31 @@ def measured(report: dict, name: str) -> dict:
     return {key: report["models"][name][key] for key in (*MEASURES, "right")}
 
 
-def training_facts(folder: Path) -> dict:
-    """What the rounds of a run folder left of their training, as lists with one item a round where they could differ.
+def training_facts(folder: Path, rounds: int) -> dict:
+    """What rounds 1 to `rounds` of a run folder left of their training, as lists with one item a round where they could differ.
+
+    Those are the rounds that follow from each other, without what other settings left; ValueError where there is none.
 
     chosen_logp: {start, last, kept} of the guards' fixed pairs, in nats a token; None where the guards did not measure.
     kept_steps: the step whose adapter was kept; None without guards. `start`: the proof that training began at SFT.
     """
-    places = sorted(folder.glob("round-*/dpo/training.json"), key=lambda path: int(path.parts[-3].removeprefix("round-")))
-    rounds = [json.loads(path.read_text(encoding="utf-8")) for path in places]
+    places = [adapter_of(folder, number) / "training.json" for number in consecutive_rounds(folder, rounds)]
+    if not places:
+        raise ValueError(f"{folder} holds no finished round that started from {folder / 'sft'}. An arm needs at least one. "
+                         f"Look into {folder / 'ablate.log'} for the reason, or delete the folder to have the arm run anew.")
+    finished = [json.loads(path.read_text(encoding="utf-8")) for path in places]
     chosen = []
-    for facts in rounds:
+    for facts in finished:
         rows = {row["step"]: row["chosen_logp"] for row in facts.get("guards") or []}
         chosen.append({"start": rows[min(rows)], "last": rows[max(rows)], "kept": rows.get(facts["kept_step"])} if rows else None)
     return {
-        "rounds": len(rounds), "pairs": sum(facts["pairs"] for facts in rounds), "steps": sum(facts["steps"] for facts in rounds),
-        "round_steps": [facts["steps"] for facts in rounds], "start": [facts["start"] for facts in rounds],
-        "guards": [facts.get("guards") for facts in rounds], "kept_steps": [facts.get("kept_step") for facts in rounds],
-        "stopped": [facts.get("stopped") for facts in rounds], "chosen_logp": chosen,
-        "train_s": sum(facts["duration_s"] for facts in rounds),
-        "peak_memory_bytes": max((facts["peak_memory_bytes"] for facts in rounds), default=None),
+        "rounds": len(finished), "pairs": sum(facts["pairs"] for facts in finished),
+        "steps": sum(facts["steps"] for facts in finished),
+        "round_steps": [facts["steps"] for facts in finished], "start": [facts["start"] for facts in finished],
+        "guards": [facts.get("guards") for facts in finished], "kept_steps": [facts.get("kept_step") for facts in finished],
+        "stopped": [facts.get("stopped") for facts in finished], "chosen_logp": chosen,
+        "train_s": sum(facts["duration_s"] for facts in finished),
+        "peak_memory_bytes": max((facts["peak_memory_bytes"] for facts in finished), default=None),
     }
 
 
@@ -182,12 +189,14 @@ def short_p(p: float) -> str:
 def explanation(table: dict) -> str:
     """What the columns mean, below the table."""
     sft = table["sft"]
+    chosen = (" What is published was chosen on these same questions (guards, best round), so its accuracy here is too high, and "
+              "never much below SFT's: report it on other questions." if table["data"] == "dev" else "")
     return (f"SFT: {text.percent(sft['execution_accuracy'])} ({100 * sft['ci95'][0]:.1f} to {100 * sft['ci95'][1]:.1f}) of "
             f"{table['n']} questions, valid SQL {text.percent(sft['valid_sql'])}, EOS {text.percent(sft['ended_with_eos'])}, "
             f"{sft['mean_tokens']:.1f} tokens. Accuracy: mean over seeds (lowest to highest). Intervals are 95 %, paired over "
             "the questions. One seed: McNemar's exact p; more: paired bootstrap over questions, each scored by its mean over "
             "seeds. \"Default better by\": points, on the seeds that both arms have. Chosen logp: change from the first step "
-            "to the last, nats a token, on the guards' pairs.")
+            "to the last, nats a token, on the guards' pairs." + chosen)
 
 
 def markdown(table: dict) -> str:

@@ -17,15 +17,13 @@ from preference.arms import (
     ArmRun,
     copy_step,
     identity,
-    matched_epochs,
     measured_identity,
-    pacemaker_of,
-    pair_count,
     prepare_folder,
     sampler_of,
     settings_of,
 )
 from preference.launcher import Launcher
+from preference.rounds import adapter_of
 from sft.artefacts import mark_path, write_json
 from sft.checkpoint import checkpoint_hash
 from sft.configuration import DpoConfig, read_configuration
@@ -43,14 +41,11 @@ class Ablation:
     launcher: Launcher
     overwrite: bool
 
-    def pacemaker(self, run: ArmRun) -> ArmRun | None:
-        return pacemaker_of(run, self.runs, self.config.same_steps_as)
-
     def sampler(self, run: ArmRun) -> ArmRun:
         return sampler_of(run, self.runs)
 
     def identity(self, run: ArmRun) -> dict:
-        return identity(run, self.config, self.pacemaker(run))
+        return identity(run, self.config)
 
     def stage(self, run: ArmRun, folder: Path, cores: list[int], *options: str, **settings) -> str:
         """Stage two with the run's settings, in `folder`; gives the command."""
@@ -64,12 +59,6 @@ class Ablation:
         for step in ("sample", "judge"):
             self.stage(run, run.folder, cores, "--only", step, rounds=1)
 
-    def pair(self, run: ArmRun, cores: list[int]) -> None:
-        """The first round's pairs, from the samples that the run has or shares."""
-        self.share_samples(run, run.folder)
-        if self.overwrite or not mark_path(run.folder / "round-1" / "pairs.parquet").exists():
-            self.stage(run, run.folder, cores, "--only", "pairs", rounds=1)
-
     def share_samples(self, run: ArmRun, folder: Path) -> None:
         """Make a run folder, with a copy of the samples and verdicts that belong to the run."""
         prepare_folder(folder, self.config, self.sft_config)
@@ -81,26 +70,27 @@ class Ablation:
     def run_arm(self, run: ArmRun, cores: list[int]) -> None:
         """Train one arm with one seed, measure it and write its result.
 
-        `published` is what the stage publishes, with the guards as they are set. `last` is the adapter of the last step: where
-        the guards stopped training or gave back an earlier step, the same training is done once more without them, in RUN/last.
+        `published` is what the stage publishes, with the guards as they are set. `last` is the adapter of the last step. Where
+        the guards gave back an earlier step, the stage leaves it in dpo/last; where they stopped training, or a later round
+        started from what they gave back, the same training is done once more without them, in RUN/last.
         """
-        epochs = {}
-        self.share_samples(run, run.folder)
-        if (pacemaker := self.pacemaker(run)) is not None:
-            self.pair(run, cores)
-            epochs = {"train.epochs": matched_epochs(pair_count(run.folder), pacemaker.config, pair_count(pacemaker.folder))}
-        command = self.stage(run, run.folder, cores, **epochs)
-        last = run.folder
-        if guards_intervened(run.folder):
-            last = run.folder / "last"
-            self.share_samples(run, last)
-            self.stage(run, last, cores, **epochs, **{"guards.stop": False, "guards.keep": "last"})
+        folder, rounds = run.folder, run.config.rounds
+        self.share_samples(run, folder)
+        command = self.stage(run, folder, cores)
+        kept = there = training_facts(folder, rounds)
+        last, trained_s = adapter_of(folder, kept["rounds"]), kept["train_s"]
+        if guards_intervened(kept):
+            if rounds == 1 and kept["stopped"] == [None]:
+                last = last / "last"
+            else:
+                self.share_samples(run, folder / "last")
+                self.stage(run, folder / "last", cores, **{"guards.stop": False, "guards.keep": "last"})
+                there = training_facts(folder / "last", rounds)
+                last, trained_s = adapter_of(folder / "last", there["rounds"]), trained_s + there["train_s"]
         started = time.monotonic()
-        report, names = self.measure(run.folder, cores, {"last": last_adapter(last), "published": run.folder / "best"})
-        there, kept = training_facts(last), training_facts(run.folder)
-        trained_s = there["train_s"] + (kept["train_s"] if last != run.folder else 0)
+        report, names = self.measure(folder, cores, {"last": last, "published": folder / "best"})
         write_json(run.result, {
-            "arm": run.arm, "seed": run.seed, "settings": run.settings, "command": command, "commit": commit_of(run.folder),
+            "arm": run.arm, "seed": run.seed, "settings": run.settings, "command": command, "commit": commit_of(folder),
             "data": self.config.measure.data, "n": report["n"], "questions": report["questions"],
             "models": {state: measured(report, name) for state, name in names.items()}, "published_is": names["published"],
             **{key: there[key] for key in ("rounds", "pairs", "steps", "start", "guards", "chosen_logp")},
@@ -135,11 +125,19 @@ class Ablation:
                            *(f"{name}={path}" for name, path in models.items()))
         return json.loads((output / "report.json").read_text(encoding="utf-8")), names
 
+    def sft_answered(self) -> bool:
+        """Whether the answers of SFT are there, which all arms are compared with."""
+        return mark_path(self.measured_folder(self.sft_folder) / "answers" / "sft.parquet").exists()
+
+    def answer_sft(self, cores: list[int]) -> dict:
+        """The report of the adapter that all arms start from; its answers are kept for them."""
+        prepare_folder(self.sft_folder, self.config, self.sft_config)
+        return self.measure(self.sft_folder, cores, {})[0]
+
     def measure_sft(self, cores: list[int]) -> None:
         """The result of the adapter that all arms start from."""
-        prepare_folder(self.sft_folder, self.config, self.sft_config)
         started = time.monotonic()
-        report, _ = self.measure(self.sft_folder, cores, {})
+        report = self.answer_sft(cores)
         write_json(self.sft_result, {
             "arm": "sft", "seed": None, "data": self.config.measure.data, "n": report["n"], "questions": report["questions"],
             "models": {"sft": measured(report, "sft")}, "cost": {"measure_s": round(time.monotonic() - started, 1)},
@@ -168,15 +166,8 @@ class Ablation:
         return folder / "measured" / Path(self.config.results).name
 
 
-def last_adapter(folder: Path) -> Path:
-    """The adapter that the last round of a run folder ended with; SFT's where not even the first had a pair to train on."""
-    adapters = [mark.parent for mark in folder.glob("round-*/dpo/complete.json")]
-    return max(adapters, key=lambda path: int(path.parts[-2].removeprefix("round-")), default=folder / "sft")
-
-
-def guards_intervened(folder: Path) -> bool:
-    """Whether in some round the guards stopped training, or kept an adapter that is not the last step's."""
-    facts = training_facts(folder)
+def guards_intervened(facts: dict) -> bool:
+    """Whether in some round of `training_facts` the guards stopped training, or kept an adapter that is not the last step's."""
     rounds = zip(facts["stopped"], facts["kept_steps"], facts["round_steps"], strict=True)
     return any(stopped is not None or kept not in (None, steps) for stopped, kept, steps in rounds)
 

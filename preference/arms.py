@@ -40,7 +40,6 @@ class AblationConfig(Section):
     runs: str
     results: str
     settings: dict[str, Any]
-    same_steps_as: str | None
     measure: Measure
     arms: Annotated[dict[str, Arm], Field(min_length=1)]
 
@@ -55,7 +54,6 @@ class ArmRun:
     config: DpoConfig
     folder: Path  # its run folder
     result: Path  # its result file
-    own_length: bool  # whether the arm itself, not all arms together, sets how long it trains
 
     @property
     def name(self) -> str:
@@ -83,15 +81,12 @@ def settings_of(replaced: dict[str, Any]) -> list[str]:
 
 
 def planned(config: AblationConfig) -> list[ArmRun]:
-    """All arms and seeds, every configuration checked before anything runs; the arm that gives the steps comes first.
+    """All arms and seeds, every configuration checked before anything runs; the arm `default` comes first.
 
-    Raises ValueError for an arm's unusable name or settings, repeated seeds, and an unknown `same_steps_as`.
+    Raises ValueError for an arm's unusable name or settings, and repeated seeds.
     """
-    first = config.same_steps_as
-    if first is not None and first not in config.arms:
-        raise ValueError(f"same_steps_as: there is no arm {first!r}. Arms: {', '.join(config.arms)}. Name one of them, or null.")
     runs = []
-    for name, arm in sorted(config.arms.items(), key=lambda item: item[0] != first):
+    for name, arm in sorted(config.arms.items(), key=lambda item: item[0] != "default"):
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name) or re.search(r"-seed\d+$", name) or name == "sft":
             raise ValueError(f"arms.{name}: not a name for files. Allowed are small letters, digits, - and ., not sft, which is "
                              "the model that all arms start from. Rename the arm.")
@@ -103,8 +98,7 @@ def planned(config: AblationConfig) -> list[ArmRun]:
         for seed in arm.seeds:
             folder = Path(config.runs) / f"{name}-seed{seed}"
             settings = config.settings | arm.settings
-            unchecked = ArmRun(name, seed, settings, None, folder, Path(config.results) / f"{name}-seed{seed}.json",
-                               bool({"train.epochs", "train.global_batch_size"} & arm.settings.keys()))
+            unchecked = ArmRun(name, seed, settings, None, folder, Path(config.results) / f"{name}-seed{seed}.json")
             try:
                 checked = read_configuration(DpoConfig, Path(config.config), unchecked.overrides())
             except ValueError as error:
@@ -127,24 +121,6 @@ def sampler_of(run: ArmRun, runs: list[ArmRun]) -> ArmRun:
     return next(other for other in runs if other.samples == run.samples)
 
 
-def pacemaker_of(run: ArmRun, runs: list[ArmRun], arm: str | None) -> ArmRun | None:
-    """The run whose number of steps this one takes; None where it keeps its own."""
-    if arm is None or run.arm == arm or run.own_length:
-        return None
-    return next((other for other in runs if other.arm == arm and other.seed == run.seed), None)
-
-
-def matched_epochs(pairs: int, pacemaker: DpoConfig, pacemaker_pairs: int) -> float:
-    """Passes over `pairs` that make as many optimiser steps as the pacemaker's passes over its own.
-
-    Example: 100 pairs, batch 16, one epoch make 6 steps; 250 pairs need (6 x 16 + 1/2) / 250 = 0.386 epochs, which hold
-    96.5 rows: 6 whole batches.
-    """
-    batch = pacemaker.train.global_batch_size
-    steps = int(pacemaker_pairs * pacemaker.train.epochs) // batch or 1  # as `sft.order.global_batches` counts them
-    return (steps * batch + 0.5) / pairs
-
-
 def stage_one(config: AblationConfig) -> dict:
     """The shared run's configuration of stage one; ValueError where that run, or its adapter, is not finished."""
     run = Path(config.run)
@@ -155,13 +131,10 @@ def stage_one(config: AblationConfig) -> dict:
     return read_stage_configuration(run, "sft", command)
 
 
-def identity(run: ArmRun, config: AblationConfig, pacemaker: ArmRun | None) -> dict:
+def identity(run: ArmRun, config: AblationConfig) -> dict:
     """What a result depends on; a result file that holds the same is not made again. JSON values only."""
     stage = run.config.model_dump(exclude={"run": True, "train": HOW_NOT_WHAT, "sample": {"batch_size"}, "judge": {"workers"}})
-    steps_of = None if pacemaker is None else content_hash([
-        pacemaker.samples, pacemaker.config.pairs.model_dump(), pacemaker.config.train.epochs,
-        pacemaker.config.train.global_batch_size])[:16]
-    return json.loads(json.dumps({"stage_two": stage, "steps_of": steps_of} | measured_identity(config, run.config)))
+    return json.loads(json.dumps({"stage_two": stage} | measured_identity(config, run.config)))
 
 
 def measured_identity(config: AblationConfig, stage: DpoConfig) -> dict:
@@ -202,13 +175,17 @@ def flat(values: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def prepare_folder(folder: Path, config: AblationConfig, sft_config: dict) -> None:
-    """A run folder whose `sft` and `data` are those of the shared run: links, since stage two only reads them.
+    """A run folder whose `sft` and `data` are those of the shared run: links, and people's labels with them.
 
-    People's labels go with them, as they do in the shared run.
+    `data` is a folder with a link for each file: a file that stage two writes anew there (data/quarantine.jsonl, where people
+    call gold wrong) takes the place of its link, and the shared run stays as it is.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("sft", "data", "labels.sqlite"):
-        link, target = folder / name, (Path(config.run) / name).resolve()
+    shared, data = Path(config.run), folder / "data"
+    if data.is_symlink():  # a link to the whole folder would lead what is written to the shared run
+        data.unlink()
+    data.mkdir(parents=True, exist_ok=True)
+    for name in ("sft", "labels.sqlite", *(f"data/{path.name}" for path in (shared / "data").iterdir())):
+        link, target = folder / name, (shared / name).resolve()
         if link.is_symlink() and link.resolve() != target:
             raise ValueError(f"{link} leads to {link.resolve()}, and the shared run is {config.run}. Arms of one folder share "
                              "one SFT adapter. Choose another folder for these runs (--set runs=FOLDER).")
@@ -232,12 +209,3 @@ def copy_step(source: Path, target: Path) -> None:
 def sampled(folder: Path) -> bool:
     """Whether the first round's candidates and verdicts are finished."""
     return all(mark_path(folder / "round-1" / name).exists() for name in SAMPLED)
-
-
-def pair_count(folder: Path) -> int:
-    """Number of the first round's pairs, from their mark; ValueError where there is none to train on."""
-    count = json.loads(mark_path(folder / "round-1" / "pairs.parquet").read_text(encoding="utf-8"))["rows"]["pairs"]
-    if not count:
-        raise ValueError(f"{folder / 'round-1' / 'pairs.parquet'} holds no pair. An arm needs some to train on. Sample more "
-                         "questions (sample.questions), or take this arm out.")
-    return count

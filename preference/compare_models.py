@@ -147,13 +147,19 @@ def run_facts(run: Path) -> dict:
 
     from ruamel.yaml import YAML
 
-    from preference.rounds import adapter_of, round_folder, rounds_there
+    from preference.rounds import adapter_of, consecutive_rounds, is_sampled, round_folder
     from sft.artefacts import read_parquet
 
     facts: dict = {"training": {}}
-    numbers = rounds_there(run)
+    if (run / "config.yaml").exists():
+        facts["config"] = YAML(typ="safe", pure=True).load((run / "config.yaml").read_text(encoding="utf-8"))
+    # The rounds of these settings, without what others left behind; the one that is under way has its pairs to tell.
+    rounds = facts.get("config", {}).get("dpo", {}).get("rounds", 0)
+    trained = consecutive_rounds(run, rounds)
+    under_way = len(trained) + 1
+    numbers = [*trained, under_way] if under_way <= rounds and is_sampled(run, under_way) else trained
     several, steps_before = len(numbers) > 1, 0
-    for number in (0, *numbers):  # 0: stage one
+    for number in (0, *trained):  # 0: stage one
         stage, place = "dpo" if number else "sft", adapter_of(run, number)
         name = f"{stage}, round {number}" if number and several else stage
         if (place / "training.json").exists():
@@ -179,8 +185,6 @@ def run_facts(run: Path) -> dict:
     } for number, file in pairs.items() if file.with_suffix(".complete.json").exists()}
     if made:
         facts["pairs"] = made if several else next(iter(made.values()))
-    if (run / "config.yaml").exists():
-        facts["config"] = YAML(typ="safe", pure=True).load((run / "config.yaml").read_text(encoding="utf-8"))
     if (run / "versions.json").exists():
         facts["versions"] = json.loads((run / "versions.json").read_text(encoding="utf-8"))
     return facts

@@ -55,7 +55,7 @@ def train_round(config, sft_config: dict, folder: Path, number: int, tokenizer, 
         return evaluate(policy, tokenizer, watched, seed=sft_config["seed"], schema_style=provenance["prompt"]["schema_style"],
                         description=f"guards, step {step}", **config.evaluate.model_dump(), **config.judge.model_dump())
 
-    keys = ("epochs", "learning_rate", "warmup_share", "beta", "loss_type", "loss_weights", "label_smoothing",
+    keys = ("epochs", "steps", "learning_rate", "warmup_share", "beta", "loss_type", "loss_weights", "label_smoothing",
             "global_batch_size", "micro_batch_size", "share_prompts", "gradient_checkpointing", "max_length", "save_steps",
             "zero_stage", "offload", "trl", "margin_scale", "shared_token_weight")
     model, state, facts = train_dpo(load_policy, tokenizer, pairs, output / "checkpoints", seed=config.seed,

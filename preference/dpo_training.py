@@ -74,9 +74,9 @@ def deepspeed_configuration(*, stage: int, offload: str, bf16: bool, global_batc
 
 
 def tokenized_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[dict], *, max_length: int, epochs: float,
-                    global_batch_size: int, seed: int) -> Dataset:
-    """Pairs as token ids, all epochs in training order: prompt_ids, chosen_ids and rejected_ids (both ended by EOS); each with
-    its margin (0 where it has none) and weight (1).
+                    global_batch_size: int, seed: int, steps: int | None = None) -> Dataset:
+    """Pairs as token ids, all epochs (or `steps`) in training order: prompt_ids, chosen_ids and rejected_ids (both ended by
+    EOS); each with its margin (0 where it has none) and weight (1).
 
     Pairs of one question stand together, and inside a global batch questions about one schema do, so that micro-batches can
     share prompts. Pairs whose longer side passes `max_length` tokens are left out and counted, never cut: trl would cut
@@ -105,8 +105,8 @@ def tokenized_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[dict], *, ma
             f"{MAX_DROPPED_SHARE:.0%} may be lost. Raise train.max_length."
         )
     lengths = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
-    order = global_batches(lengths, epochs=epochs, global_batch_size=global_batch_size, seed=seed, groups=questions,
-                           group_size=global_batch_size, families=schemas)
+    order = global_batches(lengths, epochs=epochs, steps=steps, global_batch_size=global_batch_size, seed=seed,
+                           groups=questions, group_size=global_batch_size, families=schemas)
     return Dataset.from_list([rows[index] for index in order])
 
 
@@ -142,8 +142,9 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
               learning_rate: float, warmup_share: float, beta: float, loss_type: list[str], loss_weights: list[float],
               label_smoothing: float, global_batch_size: int, micro_batch_size: int, share_prompts: bool,
               gradient_checkpointing: bool, max_length: int, save_steps: int, zero_stage: int, offload: str, bf16: bool,
-              seed: int, trl: dict, checkpoint: str, margin_scale: float = 0.0, shared_token_weight: float = 1.0,
-              guards: dict | None = None, evaluate: Callable | None = None) -> tuple[object, dict, dict]:
+              seed: int, trl: dict, checkpoint: str, steps: int | None = None, margin_scale: float = 0.0,
+              shared_token_weight: float = 1.0, guards: dict | None = None,
+              evaluate: Callable | None = None) -> tuple[object, dict, dict]:
     """Train; gives (model, the whole weights of the adapter to keep, facts: {steps, start, log, and with guards theirs}).
 
     `load_policy()` gives the base model with the SFT adapter, trainable; it is called once ZeRO is set up, so that
@@ -169,7 +170,7 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
             join_ranks_on_cpu()
         if bf16:
             allow_bf16_on_cpu()
-    dataset = tokenized_pairs(tokenizer, pairs, max_length=max_length, epochs=epochs,
+    dataset = tokenized_pairs(tokenizer, pairs, max_length=max_length, epochs=epochs, steps=steps,
                               global_batch_size=global_batch_size, seed=seed)
     steps = len(dataset) // global_batch_size
     arguments = DPOConfig(**{
@@ -200,11 +201,12 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
         if guards and guards["every_steps"]:
             guard = Guards(trainer, folder, evaluate=evaluate, own_attention=own_attention, **guards)
             trainer.add_callback(guard)
-        if epochs > 1:
+        reference = ReferenceLogps(folder.parent / "reference_logps.jsonl",
+                                   [checkpoint, bf16, trainer.ld_alpha,
+                                    *([shared_token_weight] if shared_token_weight != 1.0 else [])])
+        if len({reference.key(row) for row in dataset}) < len(dataset):
             folder.mkdir(parents=True, exist_ok=True)
-            trainer.reference = ReferenceLogps(folder.parent / "reference_logps.jsonl",
-                                               [checkpoint, bf16, trainer.ld_alpha,
-                                                *([shared_token_weight] if shared_token_weight != 1.0 else [])])
+            trainer.reference = reference
         with library_writes(folder):
             trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
     facts = {"steps": trainer.state.global_step, "zero_stage": stage, "offload": offload, "start": trainer.start,

@@ -37,7 +37,8 @@ class Launcher:
 
     def __init__(self, jobs: int, configuration: str | None):
         self.shares = shares_of_cores(jobs)
-        self.accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+        # Port 0: each call takes a free one, so that calls with several ranks can run at once.
+        self.accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
         if configuration is not None:
             self.accelerate += ["--config_file", configuration]
         self.running: set[subprocess.Popen] = set()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sft.artefacts import mark_path, read_parquet
+from sft.checkpoint import checkpoint_hash, read_provenance
 
 
 def round_folder(run: Path, number: int) -> Path:
@@ -25,10 +26,28 @@ def is_finished(run: Path, number: int) -> bool:
     return mark_path(adapter_of(run, number)).exists()
 
 
-def rounds_there(run: Path) -> list[int]:
-    """The numbers of the rounds that a run's folder has files of, in their order."""
-    names = (path.name.removeprefix("round-") for path in run.glob("round-*") if path.is_dir())
-    return sorted(int(name) for name in names if name.isdecimal())
+def consecutive_rounds(run: Path, last: int) -> list[int]:
+    """The finished rounds from 1 to `last`, as far as each started from the adapter that the one before ends with now.
+
+    What stands in later folders was made from adapters that are no longer there, with other settings.
+    """
+    found = []
+    for number in range(1, last + 1):
+        before, adapter = adapter_of(run, number - 1), adapter_of(run, number)
+        if not (is_finished(run, number - 1) and is_finished(run, number)):
+            break
+        if read_provenance(adapter).get("start_checkpoint") != checkpoint_hash(before):
+            break
+        found.append(number)
+    return found
+
+
+def is_sampled(run: Path, number: int) -> bool:
+    """Whether a round's candidates are finished, and were sampled from the adapter that the round before ends with now."""
+    mark, before = mark_path(round_folder(run, number) / "candidates.parquet"), adapter_of(run, number - 1)
+    if not (mark.exists() and is_finished(run, number - 1)):
+        return False
+    return json.loads(mark.read_text(encoding="utf-8"))["inputs"].get("checkpoint") == checkpoint_hash(before)
 
 
 def round_at_hand(run: Path, rounds: int) -> int:

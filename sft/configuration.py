@@ -114,6 +114,7 @@ class Pairs(Section):
 
 class DpoTrain(Section):
     epochs: Annotated[float, Field(gt=0)]
+    steps: Limit
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     warmup_share: Share
     beta: Annotated[float, Field(gt=0)]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 
 
-def global_batches(lengths: list[int], *, epochs: float, global_batch_size: int, seed: int,
+def global_batches(lengths: list[int], *, epochs: float, global_batch_size: int, seed: int, steps: int | None = None,
                    groups: list[str] | None = None, group_size: int = 1, families: list[str] | None = None) -> list[int]:
     """Row indices in training order: a whole number of global batches, each sorted by length, longest first.
 
     Rows are shuffled anew for every epoch and cut into global batches at random; only inside a batch are they sorted,
     so that the rows of a micro-batch are of like length (little padding) while batches stay unbiased. Rows that do not
     fill the last batch are left to the next epoch, and dropped at the very end; fewer rows than one batch are repeated.
+    `steps` global batches are made where it is given, whatever `epochs` says: rows come again, or not all of them come.
 
     `groups` names the group of each row; rows of one group then stay together in runs of up to `group_size`, drawn at
     random, whose order is shuffled (what `sft.packing` needs to share a schema between questions). `families` names wider
@@ -21,7 +22,7 @@ def global_batches(lengths: list[int], *, epochs: float, global_batch_size: int,
     """
     if not lengths:
         raise ValueError("there is not one row to train on. See the counts of dropped rows above for the reasons.")
-    total = int(len(lengths) * epochs) // global_batch_size * global_batch_size or global_batch_size
+    total = (steps or int(len(lengths) * epochs) // global_batch_size or 1) * global_batch_size
     drawn: list[list[int]] = []
     count = epoch = 0
     while count < total:

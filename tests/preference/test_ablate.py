@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -17,23 +18,24 @@ import pytest
 from ruamel.yaml import YAML
 
 from preference import ablate, arms, compare_models, dpo, launcher
-from preference.arm_results import compared, markdown, read_results, summary
+from preference.arm_results import compared, markdown, read_results, summary, training_facts
 from preference.report import summarise
-from sft.artefacts import mark_complete, mark_path, write_json
-from sft.configuration import DpoConfig, read_configuration
+from sft.artefacts import atomic_path, mark_complete, mark_path, write_json
+from sft.checkpoint import checkpoint_hash
+from sft.configuration import read_configuration
 
 PROJECT = Path(__file__).parents[2]
 N = 8
 # Which of the eight questions each arm's last adapter gets right; SFT the first two.
 RIGHT = {"sft": "11000000", "default-seed0": "11110000", "default-seed1": "11101000", "gold-seed0": "10000000"}
-# The first round's pairs: gold gives more, and is to train no longer for it.
+# The first round's pairs: gold gives more.
 PAIRS = {"default": 100, "gold": 250}
 
 
-def adapter(folder: Path, right: str) -> Path:
+def adapter(folder: Path, right: str, **provenance) -> Path:
     """An adapter's folder whose weights say which questions it gets right."""
     write_json(folder / "adapter_config.json", {})
-    write_json(folder / "provenance.json", {"base_fingerprint": "base"})
+    write_json(folder / "provenance.json", {"base_fingerprint": "base", **provenance})
     (folder / "adapter_model.safetensors").write_text(right)
     return folder
 
@@ -48,11 +50,12 @@ def project(tmp_path, monkeypatch):
     mark_complete(shared / "sft", {}, {})
     (shared / "data").mkdir()
     (shared / "data" / "dev.parquet").write_text("questions")
+    (shared / "data" / "quarantine.jsonl").write_text("audit\n")
     YAML().dump({"sft": {"model": "embedded"}, "dpo": {"run": "another"}}, shared / "config.yaml")
     shutil.copy(PROJECT / "configs" / "dpo.yaml", tmp_path / "dpo.yaml")
     YAML().dump({
-        "config": "dpo.yaml", "run": "runs/shared", "runs": "runs/arms", "results": "results", "settings": {},
-        "same_steps_as": "default", "measure": {"data": "dev", "columns": {}, "limit": None},
+        "config": "dpo.yaml", "run": "runs/shared", "runs": "runs/arms", "results": "results", "settings": {"train.steps": 6},
+        "measure": {"data": "dev", "columns": {}, "limit": None},
         "arms": {"gold": {"seeds": [0], "settings": {"train.loss_type": ["sft"], "train.loss_weights": [1.0]}},
                  "default": {"seeds": [0, 1], "settings": {}}},
     }, tmp_path / "ablation.yaml")
@@ -65,12 +68,15 @@ def stages(monkeypatch):
 
     Gives the list of what was run: (folder, step, configuration), or (folder, "measure", names of the models).
 
-    stages.broken: a folder's name whose training fails. stages.kept: the step whose adapter the guards keep, of 6.
+    stages.broken: a folder's name whose training fails; stages.without_pairs: one whose round has no pair. stages.kept: the
+    step whose adapter the guards keep, of 6; stages.stopped: whether they stopped training there.
     """
 
     class Calls(list):
         broken: str | None = None
+        without_pairs: str | None = None
         kept = 6
+        stopped: str | None = None
         asked = None  # arguments of the last comparison
 
     calls = Calls()
@@ -88,6 +94,8 @@ def stages(monkeypatch):
         calls.append((run.name, step, config))
         if run.name == calls.broken and step == "all":
             raise ValueError("the machine was switched off")
+        if run.name == calls.without_pairs and step == "all":
+            raise ValueError("round 1 has no pairs")
         arm, last = (run.parent if run.name == "last" else run).name, run.name == "last"
         for name, of in (("candidates", "sample"), ("verdicts", "judge"), ("pairs", "pairs")):
             file = place / f"{name}.parquet"
@@ -100,14 +108,21 @@ def stages(monkeypatch):
                 assert mark_path(file).exists(), f"{file} is missing"
         if step == "all":
             kept = 6 if config.guards.keep == "last" else calls.kept
-            adapter(place / "dpo", RIGHT[arm] if kept == 6 else RIGHT["sft"])
+            stopped = None if config.guards.keep == "last" else calls.stopped
+            start = {"start_checkpoint": checkpoint_hash(run / "sft")}
+            adapter(place / "dpo", RIGHT[arm] if kept == 6 else RIGHT["sft"], **start)
+            if kept != 6:
+                adapter(place / "dpo" / "last", "11111111" if stopped else RIGHT[arm], **start)
             rows = [{"step": number, "chosen_logp": -0.5 + number / 60} for number in (0, 3, 6)]
             write_json(place / "dpo" / "training.json", {
-                "steps": 6, "kept_step": kept, "stopped": None, "guards": rows, "start": {}, "duration_s": 100.0,
+                "steps": 6, "kept_step": kept, "stopped": stopped, "guards": rows, "start": {}, "duration_s": 100.0,
                 "pairs": PAIRS[arm.partition("-")[0]], "peak_memory_bytes": 5})
             mark_complete(place / "dpo", {}, {})
             adapter(run / "best", RIGHT["sft"] if last else (place / "dpo" / "adapter_model.safetensors").read_text())
             write_json(run / "versions.json", {"git_commit": "abc"})
+            quarantine = run / "data" / "quarantine.jsonl"
+            with atomic_path(quarantine) as temporary:  # as people's word on gold is written
+                temporary.write_text(quarantine.read_text() + "gold_wrong\n")
 
     row = {"kind": [], "reason": "rows", "ended_with_eos": True, "token_count": 20}
 
@@ -154,7 +169,8 @@ def test_the_projects_own_list_is_valid_and_every_key_has_a_comment():
     runs = arms.planned(config)
     assert {arm: len(found.seeds) for arm, found in config.arms.items()}.items() >= {
         "default": 3, "sft-on-chosen": 3, "sft-on-gold": 3, "random-pairs": 3, "flipped": 1}.items()
-    assert runs[0].name == "default-seed0" and runs[0].settings == {}
+    assert runs[0].name == "default-seed0" and runs[0].settings == config.settings
+    assert {run.config.train.steps for run in runs} == {60}, "all arms train for as many steps"
     # One sampling a seed serves all arms.
     assert {arms.sampler_of(run, runs).name for run in runs} == {"default-seed0", "default-seed1", "default-seed2"}
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -168,7 +184,7 @@ def test_the_projects_own_list_is_valid_and_every_key_has_a_comment():
     ("settings", "message"),
     [
         (["arms.default.settings={train.epoch: 2}"], "arm default: dpo.yaml with --set has 1 mistake(s):\n  train.epoch: unkn"),
-        (["same_steps_as=none"], "same_steps_as: there is no arm 'none'. Arms: gold, default. Name one of them, or null."),
+        (["settings={train.steps: 0}"], "arm default: dpo.yaml with --set has 1 mistake(s):\n  train.steps: found 0; input"),
         (["arms.default.seeds=[1, 1]"], "arms.default.seeds: [1, 1] names a seed twice"),
         (["arms.default.seeds=[]"], "arms.default.seeds: found []"),
         (["arms.default.settings={seed: 3}"], "arms.default: settings must not hold seed"),
@@ -187,29 +203,6 @@ def test_an_unknown_arm_is_named(project, stages, monkeypatch, capsys):
     assert code.startswith("error: --arms goldd: no such arm. Arms: default, gold. Name some of those") and not stages
 
 
-def test_epochs_that_make_the_pacemakers_steps():
-    config = read_configuration(DpoConfig, PROJECT / "configs" / "dpo.yaml", ["train.epochs=1.5", "train.global_batch_size=16"])
-    # 100 pairs, 1.5 epochs: 150 rows are 9 batches of 16. Of 250 pairs it takes (144 + 0.5) / 250 epochs.
-    assert arms.matched_epochs(250, config, 100) == pytest.approx(144.5 / 250)
-    for pairs in range(1, 400):
-        assert int(pairs * arms.matched_epochs(pairs, config, 100)) // 16 == 9
-    assert int(250 * arms.matched_epochs(250, config, 3)) // 16 == 1  # fewer pairs than a batch make one step
-
-
-def test_steps_are_the_pacemakers_unless_the_arm_itself_sets_its_length(project):
-    def pacemakers(*settings: str) -> set:
-        config = read_configuration(arms.AblationConfig, project / "ablation.yaml", settings)
-        runs = arms.planned(config)
-        found = [arms.pacemaker_of(run, runs, config.same_steps_as) for run in runs if run.arm == "gold"]
-        return {None if run is None else run.name for run in found}
-
-    assert pacemakers() == {"default-seed0"}
-    assert pacemakers("settings={train.epochs: 2, train.global_batch_size: 8}") == {"default-seed0"}, "set for all arms"
-    assert pacemakers("arms.gold.settings={train.epochs: 2}") == {None}
-    assert pacemakers("arms.gold.seeds=[7]") == {None}, "no such seed of the pacemaker"
-    assert pacemakers("same_steps_as=null") == {None}
-
-
 # ------------------------------------------------------------------- running them
 
 
@@ -217,15 +210,14 @@ def test_arms_share_samples_and_steps_and_leave_one_file_each(project, stages, m
     code, printed = run(monkeypatch, capsys)
     assert code is None
     steps = [(name, step) for name, step, _ in stages]
-    # SFT is measured once, a seed is sampled once, pacemakers' pairs come before the arms that follow them.
+    # SFT is measured once, and a seed is sampled once.
     assert steps == [
         ("sft", "measure"), ("default-seed0", "sample"), ("default-seed0", "judge"), ("default-seed1", "sample"),
-        ("default-seed1", "judge"), ("default-seed0", "pairs"), ("default-seed0", "all"), ("default-seed0", "measure"),
-        ("default-seed1", "all"), ("default-seed1", "measure"), ("gold-seed0", "pairs"), ("gold-seed0", "all"),
-        ("gold-seed0", "measure")]
+        ("default-seed1", "judge"), ("default-seed0", "all"), ("default-seed0", "measure"),
+        ("default-seed1", "all"), ("default-seed1", "measure"), ("gold-seed0", "all"), ("gold-seed0", "measure")]
     assert (project / "runs/arms/gold-seed0/round-1/candidates.parquet").read_text() == "candidates0"
     [gold] = [config for name, step, config in stages if (name, step) == ("gold-seed0", "all")]
-    assert gold.train.loss_type == ["sft"] and int(250 * gold.train.epochs) // gold.train.global_batch_size == 6
+    assert gold.train.loss_type == ["sft"] and gold.train.steps == 6
     assert {path.name for path in (project / "results").iterdir()} == {
         "sft.json", "default-seed0.json", "default-seed1.json", "gold-seed0.json"}
     result = json.loads((project / "results" / "gold-seed0.json").read_text())
@@ -239,7 +231,9 @@ def test_arms_share_samples_and_steps_and_leave_one_file_each(project, stages, m
     assert str(project) not in json.dumps(result)
     assert "[3/3] gold-seed0: finished in" in printed and "about 0 min left" in printed
     assert "At the last step" in printed and "gold" in printed.split("Arm")[-1]
-    # What is shared is linked, and only read.
+    # What is shared is linked, and only read: what an arm writes into its data is its own.
+    own, shared = (project / folder / "data" / "quarantine.jsonl" for folder in ("runs/arms/gold-seed0", "runs/shared"))
+    assert (own.read_text(), shared.read_text()) == ("audit\ngold_wrong\n", "audit\n")
     assert (project / "runs/arms/gold-seed0/sft").resolve() == project / "runs/shared/sft"
     assert sorted(path.name for path in (project / "runs/shared").iterdir()) == ["config.yaml", "data", "sft"]
 
@@ -268,26 +262,89 @@ def test_a_result_of_other_settings_is_not_overwritten_unasked(project, stages, 
     assert code.startswith("error: results/gold-seed0.json was measured with other settings (") and not stages
     assert "train.beta: 0.1 there, 0.3 now" in code and "--overwrite to run this arm anew" in code
     # How the work is cut up changes no result.
-    settings = ["--arms", "gold", "--set", "settings={train.micro_batch_size: 2, judge.workers: 1}"]
+    settings = ["--arms", "gold", "--set", "settings={train.steps: 6, train.micro_batch_size: 2, judge.workers: 1}"]
     assert run(monkeypatch, capsys, *settings)[0] is None and not stages
 
 
 def test_arms_with_other_sampling_sample_for_themselves(project, stages, monkeypatch, capsys):
-    run(monkeypatch, capsys, "--arms", "gold", "--set", "arms.gold.settings={sample.temperature: 0.7}", "same_steps_as=null")
+    run(monkeypatch, capsys, "--arms", "gold", "--set", "arms.gold.settings={sample.temperature: 0.7}")
     assert [(name, step) for name, step, _ in stages] == [
         ("sft", "measure"), ("gold-seed0", "sample"), ("gold-seed0", "judge"), ("gold-seed0", "all"), ("gold-seed0", "measure")]
 
 
-def test_where_the_guards_intervened_the_last_step_is_trained_too(project, stages, monkeypatch, capsys):
-    stages.kept = 3
+@pytest.mark.parametrize("stopped", [None, "accuracy fell"])
+def test_the_last_step_where_the_guards_intervened(project, stages, monkeypatch, capsys, stopped):
+    """An earlier step was kept: the last one's adapter stands beside it. Training was stopped: it is done again without."""
+    stages.kept, stages.stopped = 3, stopped
     assert run(monkeypatch, capsys, "--arms", "default", "--set", "arms.default.seeds=[0]")[0] is None
     ways = [(name, config.guards.keep, config.guards.stop) for name, step, config in stages if step == "all"]
-    assert ways == [("default-seed0", "best", True), ("last", "last", False)]
+    assert ways == [("default-seed0", "best", True), ("last", "last", False)][: 2 if stopped else 1]
     # The kept adapter is SFT's, byte for byte: nobody is asked twice.
     assert stages[-1] == ("default-seed0", "measure", ["sft", "last"])
     result = json.loads((project / "results" / "default-seed0.json").read_text())
     assert result["models"]["last"]["right"] == RIGHT["default-seed0"] and result["models"]["published"]["right"] == RIGHT["sft"]
-    assert (result["published_is"], result["kept_steps"], result["cost"]["train_s"]) == ("sft", [3], 200)
+    assert (result["published_is"], result["kept_steps"], result["stopped"]) == ("sft", [3], [stopped])
+    assert result["cost"]["train_s"] == (200 if stopped else 100) and result["chosen_logp"][0]["last"] == pytest.approx(-0.4)
+
+
+def test_with_later_rounds_the_last_step_is_trained_again(project, stages, monkeypatch, capsys):
+    """Round 2 started from what the guards gave back after round 1, not from its last step."""
+    stages.kept = 3
+    assert run(monkeypatch, capsys, "--arms", "gold", "--set", "settings={rounds: 2}")[0] is None
+    assert [name for name, step, _ in stages if step == "all"] == ["gold-seed0", "last"]
+
+
+def test_rounds_that_other_settings_left_do_not_count(project, stages, monkeypatch, capsys):
+    start = checkpoint_hash(project / "runs/shared/sft")
+    for number, provenance in ((2, "weights that are gone"), (3, start)):
+        old = adapter(project / f"runs/arms/gold-seed0/round-{number}/dpo", "11111111", start_checkpoint=provenance)
+        write_json(old / "training.json", {"steps": 99, "pairs": 99, "duration_s": 99})
+        mark_complete(old, {}, {})
+    for rounds in (1, 3):
+        settings = [f"settings={{rounds: {rounds}}}", f"results=rounds-{rounds}"]
+        assert run(monkeypatch, capsys, "--arms", "gold", "--set", *settings)[0] is None
+        result = json.loads((project / f"rounds-{rounds}/gold-seed0.json").read_text())
+        assert (result["rounds"], result["steps"], result["models"]["last"]["right"]) == (1, 6, RIGHT["gold-seed0"])
+
+
+def test_an_arm_without_a_pair_leaves_no_result(project, stages, monkeypatch, capsys):
+    stages.without_pairs = "gold-seed0"
+    code, _ = run(monkeypatch, capsys, "--arms", "gold")
+    assert code == "error: 1 of 1 could not be finished:\ngold-seed0: error: round 1 has no pairs"
+    assert not (project / "results" / "gold-seed0.json").exists()
+    with pytest.raises(ValueError, match="holds no finished round that started from .*sft. An arm needs at least one"):
+        training_facts(project / "runs/arms/gold-seed0", 1)
+
+
+def test_results_that_came_without_their_run_folders_take_further_arms(project, stages, monkeypatch, capsys):
+    """A clone holds the committed results, and no folder of the runs: SFT's answers are made before anything is trained."""
+    run(monkeypatch, capsys, "--arms", "gold")
+    before = (project / "results" / "sft.json").read_bytes()
+    shutil.rmtree(project / "runs" / "arms")
+    stages.clear()
+    assert run(monkeypatch, capsys, "--arms", "gold")[0] is None and not stages, "nothing to do"
+    code, printed = run(monkeypatch, capsys, "--arms", "default")
+    assert code is None and "[1/1] sft: answered in" in printed
+    assert [(name, step) for name, step, _ in stages][:2] == [("sft", "measure"), ("default-seed0", "sample")]
+    assert (project / "results" / "default-seed1.json").exists() and (project / "results" / "sft.json").read_bytes() == before
+    stages.clear()
+    run(monkeypatch, capsys, "--set", "arms.gold.seeds=[0]", "arms.default.seeds=[0]")
+    assert not stages
+
+
+def test_data_that_was_linked_as_a_whole_is_linked_file_by_file(project):
+    shared, folder = project / "runs/shared", project / "runs/old"
+    folder.mkdir()
+    (folder / "data").symlink_to(shared / "data")
+    config = read_configuration(arms.AblationConfig, project / "ablation.yaml", [])
+    for _ in range(2):
+        arms.prepare_folder(folder, config, {})
+        assert not (folder / "data").is_symlink() and (folder / "data/dev.parquet").resolve() == shared / "data/dev.parquet"
+    assert sorted(path.name for path in (shared / "data").iterdir()) == ["dev.parquet", "quarantine.jsonl"]
+    (folder / "data/dev.parquet").unlink()
+    (folder / "data/dev.parquet").symlink_to(project / "dpo.yaml")
+    with pytest.raises(ValueError, match="dev.parquet leads to .*dpo.yaml, and the shared run is runs/shared"):
+        arms.prepare_folder(folder, config, {})
 
 
 def test_trained_arms_are_measured_on_other_questions_too(project, stages, monkeypatch, capsys):
@@ -335,6 +392,20 @@ def test_two_jobs_run_at_once_each_on_its_own_cores(monkeypatch):
     assert sorted(found.values()) == [[4], [7]]
     with pytest.raises(ValueError, match=r"--jobs 3: this machine offers 2 core\(s\). Allowed is 1 to 2"):
         launcher.Launcher(3, None)
+
+
+def test_a_failure_is_not_told_in_the_words_of_an_earlier_attempt(tmp_path):
+    started = launcher.Launcher(1, None)
+    for words, told in (("error: no room", "error: no room"), ("Killed", "Killed"), (0, "(no output)")):
+        started.accelerate = [sys.executable, "-c", f"import sys; sys.exit({words!r})" if words else "import os; os._exit(9)"]
+        with pytest.raises(ValueError, match=re.escape(f": {told}\n")):
+            started.call(tmp_path, [], "stage.py")
+    assert (tmp_path / "ablate.log").read_text() == "error: no room\nKilled\n", "the log keeps all attempts"
+
+
+def test_calls_that_run_at_once_do_not_meet_on_one_port(tmp_path):
+    accelerate = launcher.Launcher(1, "launch/cpu-2-ranks.yaml").accelerate
+    assert accelerate[-4:] == ["--main_process_port", "0", "--config_file", "launch/cpu-2-ranks.yaml"]
 
 
 def test_a_failing_command_is_told_with_its_last_words_and_its_log(tmp_path):
@@ -405,6 +476,13 @@ def test_the_table_needs_the_files_alone_in_three_forms(results, monkeypatch, ca
     assert "SFT: 25.0 % (7.1 to 59.1) of 8 questions" in printed
     code, printed = run(monkeypatch, capsys, "--table", results)
     assert code is None and "At the last step" in printed and "random" in printed
+
+
+def test_the_table_says_where_what_is_published_was_chosen_on_the_questions_it_is_measured_on(results):
+    assert "What is published was chosen on these same questions" in markdown(summary(results))
+    for path in results.glob("*.json"):
+        write_json(path, json.loads(path.read_text()) | {"data": "test"})
+    assert "(test, n = 8)" in markdown(summary(results)) and "chosen on these" not in markdown(summary(results))
 
 
 def test_an_arm_alone_and_one_without_a_common_seed(results):

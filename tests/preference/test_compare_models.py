@@ -9,6 +9,7 @@ import pytest
 from preference.compare_models import main, pairs_of, run_facts
 from sft import ranks
 from sft.artefacts import mark_complete, mark_path, read_parquet, write_json, write_parquet
+from sft.checkpoint import checkpoint_hash
 
 
 def compare(monkeypatch, *arguments):
@@ -140,6 +141,14 @@ def test_facts_of_a_run_are_what_its_stages_left(tmp_path):
         place / "pairs.parquet", [{"example_id": "b"}, {"example_id": "c"}], pa.schema([("example_id", pa.string())])
     )
     mark_complete(place / "pairs.parquet", {}, {"pairs": 2})
+    write_json(tmp_path / "sft" / "adapter_config.json", {})
+    write_json(tmp_path / "sft" / "provenance.json", {"base_fingerprint": "base"})
+    (tmp_path / "sft" / "adapter_model.safetensors").write_text("weights")
+    mark_complete(tmp_path / "sft", {}, {})
+    (tmp_path / "config.yaml").write_text("dpo: {rounds: 1}\n")
+    mark_complete(place / "candidates.parquet", {"checkpoint": "another"}, {})
+    assert "pairs" not in run_facts(tmp_path), "they were sampled from another adapter"
+    mark_complete(place / "candidates.parquet", {"checkpoint": checkpoint_hash(tmp_path / "sft")}, {})
     facts = run_facts(tmp_path)
     assert facts["training"] == {
         "sft": [
@@ -151,5 +160,10 @@ def test_facts_of_a_run_are_what_its_stages_left(tmp_path):
     assert facts["pairs"] == {"kept": 2, "dropped": {"only_unclear": 1}}
     rows = [{"step": 0, "execution_accuracy": 0.5}]
     write_json(place / "dpo" / "training.json", {"steps": 2, "guards": rows, "stopped": "why", "kept_step": 0, "log": []})
+    write_json(place / "dpo" / "adapter_config.json", {})
+    write_json(place / "dpo" / "provenance.json", {"start_checkpoint": checkpoint_hash(tmp_path / "sft")})
+    (place / "dpo" / "adapter_model.safetensors").write_text("weights")
+    assert "dpo" not in run_facts(tmp_path), "not finished"
+    mark_complete(place / "dpo", {}, {})
     facts = run_facts(tmp_path)
     assert facts["training"]["guards"] == rows and facts["dpo"] == {"steps": 2, "stopped": "why", "kept_step": 0}

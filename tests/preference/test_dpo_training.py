@@ -336,6 +336,23 @@ def test_the_reference_is_kept_where_pairs_come_more_than_once(load_policy, toke
     assert "computed" not in capsys.readouterr().out and len(kept.read_text().splitlines()) == 4
 
 
+@pytest.mark.parametrize(("steps", "batch", "kept"), [(1, 4, False), (2, 2, False), (3, 2, True), (1, 8, True)])
+def test_so_many_steps_and_a_reference_kept_where_they_pass_over_pairs_again(load_policy, tokenizer, pairs, tmp_path, steps,
+                                                                            batch, kept):
+    """Four pairs: `epochs` says 3, which would be another number of steps and would pass over each pair three times."""
+    _, _, facts = train_dpo(load_policy, tokenizer, pairs, tmp_path / "checkpoints",
+                            **settings(steps=steps, global_batch_size=batch))
+    assert facts["steps"] == steps and (tmp_path / "reference_logps.jsonl").exists() == kept
+
+
+def test_as_many_steps_where_a_pair_is_dropped_as_too_long(tokenizer, pairs, capsys):
+    long = pairs[0] | {"chosen": [{"role": "assistant", "content": "SELECT name FROM pet" + " WHERE age > 1" * 60}]}
+    many = pairs * 5
+    for given in (many, [long, *many]):
+        assert len(tokenized_pairs(tokenizer, given, **TOKENIZE | {"epochs": 3, "steps": 7})) == 7 * 4
+    assert "pairs: 21 read, 20 kept, 1 dropped" in capsys.readouterr().out
+
+
 def test_a_policy_without_the_sft_adapter_is_refused(tiny_model, tokenizer, pairs, tmp_path):
     """A fresh adapter does nothing: policy and reference are both the base model, and the loss is ln 2 all the same."""
 

@@ -7,9 +7,18 @@ import pytest
 
 from preference.pairs import DROPPED_SCHEMA
 from preference.publication import publish_best, say_without_pairs
-from preference.rounds import adapter_of, always_right, best_of, questions_of_round, round_at_hand, rounds_there, standings
+from preference.rounds import (
+    adapter_of,
+    always_right,
+    best_of,
+    consecutive_rounds,
+    questions_of_round,
+    round_at_hand,
+    standings,
+)
 from preference.sampling import VERDICTS_SCHEMA
-from sft.artefacts import mark_complete, write_json, write_parquet
+from sft.artefacts import mark_complete, mark_path, write_json, write_parquet
+from sft.checkpoint import checkpoint_hash
 
 
 def finish(run, number, accuracy, weights="", **facts):
@@ -18,7 +27,9 @@ def finish(run, number, accuracy, weights="", **facts):
     folder.mkdir(parents=True)
     (folder / "adapter_model.safetensors").write_text(weights or f"weights {number}")
     (folder / "adapter_config.json").write_text("{}")
-    write_json(folder / "provenance.json", {"base_fingerprint": "f"})
+    before = adapter_of(run, number - 1) if number else None
+    start = {"start_checkpoint": checkpoint_hash(before)} if before and before.exists() else {}
+    write_json(folder / "provenance.json", {"base_fingerprint": "f", **start})
     measures = {"n": 64, "execution_accuracy": accuracy, "valid_sql": 0.75, "ended_with_eos": 1.0}
     write_json(folder / "training.json", {"dev_after": measures, **facts})
     mark_complete(folder, {"number": number}, {})
@@ -57,11 +68,17 @@ def test_a_step_alone_works_on_the_first_round_that_is_not_finished(tmp_path):
     assert round_at_hand(tmp_path, 3) == 3 and round_at_hand(tmp_path, 2) == 2
 
 
-def test_rounds_stand_in_the_order_of_their_numbers(tmp_path):
-    for name in ("round-10", "round-2", "round-1", "round-old"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "round-3").touch()
-    assert rounds_there(tmp_path) == [1, 2, 10]
+def test_rounds_that_follow_from_each_other(tmp_path):
+    for number in range(4):
+        finish(tmp_path, number, 0.5)
+    assert [consecutive_rounds(tmp_path, last) for last in (0, 2, 3, 9)] == [[], [1, 2], [1, 2, 3], [1, 2, 3]]
+    # Round 2 is made anew, with other weights: round 3 started from an adapter that is gone.
+    shutil.rmtree(adapter_of(tmp_path, 2))
+    assert consecutive_rounds(tmp_path, 3) == [1], "round 2 is not finished"
+    finish(tmp_path, 2, 0.5, weights="others")
+    assert consecutive_rounds(tmp_path, 3) == [1, 2]
+    mark_path(adapter_of(tmp_path, 0)).unlink()
+    assert consecutive_rounds(tmp_path, 3) == [], "stage one is being made anew"
 
 
 # --------------------------------------------------------------------- published
@@ -117,6 +134,7 @@ def test_facts_of_several_rounds_stand_beside_each_other_in_the_report(tmp_path)
     from preference.pairs import PAIRS_SCHEMA
     from preference.report import _fact_groups
 
+    finish(tmp_path, 0, 0.25, steps=9, log=[])
     for number, (steps, pairs) in {1: (4, 2), 2: (2, 1)}.items():
         log = [{"step": 2, "loss": 0.5 / number}, {"step": steps, "train_runtime": 3.0}]
         guards = [{"step": step, "execution_accuracy": step / 8} for step in (0, steps)]
@@ -125,7 +143,13 @@ def test_facts_of_several_rounds_stand_beside_each_other_in_the_report(tmp_path)
         write_parquet(place / "dropped.parquet", [{"example_id": "a", "reason": "gold_bad"}], DROPPED_SCHEMA)
         write_parquet(place / "pairs.parquet", [{"example_id": "b"}] * pairs, PAIRS_SCHEMA)
         mark_complete(place / "pairs.parquet", {}, {"pairs": pairs})
+    (tmp_path / "config.yaml").write_text("sft: {model: embedded}\ndpo: {rounds: 2}\n")
+    stale = finish(tmp_path, 3, 0.875, steps=9, log=[{"step": 9, "loss": 9.0}])
     facts = run_facts(tmp_path)
+    assert "dpo, round 3" not in facts, "there are two rounds: the third is of other settings"
+    (tmp_path / "config.yaml").write_text("sft: {model: embedded}\ndpo: {rounds: 3}\n")
+    write_json(stale / "provenance.json", {"base_fingerprint": "f", "start_checkpoint": "gone"})
+    assert run_facts(tmp_path) == facts | {"config": {"sft": {"model": "embedded"}, "dpo": {"rounds": 3}}}
     assert [(row["step"], row["loss"]) for row in facts["training"]["dpo"]] == [(2, 0.5), (6, 0.25)]
     shares = [(row["step"], row["execution_accuracy"]) for row in facts["training"]["guards"]]
     assert shares == [(0, 0.0), (4, 0.5), (4, 0.0), (6, 0.25)], "each round begins where the one before ended"

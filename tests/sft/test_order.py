@@ -123,3 +123,14 @@ def test_families_stand_side_by_side_inside_a_batch_and_draw_none_together():
         assert found == sorted(found) or found == sorted(found, reverse=True)
         questions = [groups[row] for row in together[start : start + 8]]
         assert questions[::2] == questions[1::2]
+
+
+def test_so_many_steps_whatever_the_number_of_rows():
+    for rows in (3, 8, 10, 100):
+        order = global_batches([5] * rows, epochs=2.5, steps=6, global_batch_size=4, seed=0)
+        assert len(order) == 6 * 4
+        # Every row comes as often as another, or once more: 24 of 10 rows are two whole passes and four rows of a third.
+        times = [order.count(row) for row in range(rows)]
+        assert max(times) - min(times) <= 1
+    plain = {"global_batch_size": 4, "seed": 3}
+    assert global_batches([5] * 8, epochs=1, steps=4, **plain) == global_batches([5] * 8, epochs=2, **plain)
