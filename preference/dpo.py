@@ -58,13 +58,13 @@ def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> No
     for number in numbers:
         if ranks.is_main() and config.rounds > 1:
             print(f"-- round {number} of {config.rounds}")
-        has_pairs = run_round(config, stage, number, steps, overwrite)
-        if "train" in steps:
-            reached = number if has_pairs else number - 1
-            publish_best(folder, reached, show=not has_pairs or number == numbers[-1])
-        if not has_pairs:
+        if not run_round(config, stage, number, steps, overwrite):
+            publish_best(folder, number - 1, show=True)
             say_without_pairs(folder, number)
             break
+    else:
+        if "train" in steps:  # of all rounds that are there: an earlier call may have asked for more
+            publish_best(folder, None, show=True)
     ranks.finish()
 
 
@@ -73,6 +73,7 @@ def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: boo
     from preference.controls import as_control
     from preference.inspection.training import label_smoothing, preferred_by_people, with_peoples_words
     from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA, build_pairs
+    from preference.publication import publish_best
     from preference.rounds import adapter_of, always_right, questions_of_round, round_folder
     from preference.sampling import judge, print_yield, sample
     from sft import ranks
@@ -102,7 +103,8 @@ def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: boo
         found = ranks.gather(is_complete(target, inputs, overwrite) if ranks.is_main() else None)[0]
         if ranks.is_main():
             if found:
-                print(f"{step}: {target} is complete for these settings")
+                print(f"{step}: {target} is complete for these settings"
+                      + ("; to make it anew all the same, delete it" if overwrite and steps == (step,) else ""))
             else:  # only now: settings that were refused leave no trace
                 save_configuration(folder, "dpo", config.model_dump())
         return not found
@@ -118,7 +120,7 @@ def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: boo
     sampling = config.sample.model_dump(exclude={"questions", "shard_size", "batch_size"})
     inputs = {"checkpoint": weights, "prompt_hash": prompt, "seed": config.seed, "shard_size": config.sample.shard_size,
               "questions": len(examples), "asked": content_hash([example["example_id"] for example in examples])[:16],
-              "data": file_hash(folder / "data" / "train.parquet"), **sampling}
+              "data": file_hash(folder / "data" / "train.parquet"), "precision": config.train.precision, **sampling}
     if config.sample.most_samples:  # then verdicts decide how many samples a question gets
         inputs["databases"] = config.judge.databases
     sampler = sampling.pop("sampler")
@@ -180,6 +182,7 @@ def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: boo
             from preference.dpo_stage import train_round
 
             train_round(config, sft_config, folder, number, tokenizer, pairs, inputs)
+            publish_best(folder, number, show=False)
     return True
 
 

@@ -41,7 +41,7 @@ def check_terms(pairs: list[dict], *, loss_type: list[str], margin_scale: float)
     """
     margins = [pair.get("margin") or 0.0 for pair in pairs]
     weights = [1.0 if pair.get("weight") is None else pair["weight"] for pair in pairs]
-    anew = "Build the pairs anew with --only pairs --overwrite"
+    anew = "Delete the round's pairs.parquet and run again with --overwrite, so that it is built anew"
     for name, values, top, allowed in (("margin", margins, 1.0, "from 0 to 1"), ("weight", weights, 1e9, "of 0 or more")):
         wrong = [value for value in values if not 0 <= value <= top]
         if wrong:
@@ -52,8 +52,8 @@ def check_terms(pairs: list[dict], *, loss_type: list[str], margin_scale: float)
                          f"Allowed are pairs with the column `margin`. {anew}, or set train.margin_scale=0.")
     if pairs and not any(weights):
         raise ValueError(f"all {len(pairs)} pairs have weight 0, so nothing would be trained. Allowed are numbers of 0 or more, "
-                         f"one of them above 0. {anew} and pairs.weights=none.")
+                         f"one of them above 0. {anew}, and set pairs.weights=none.")
     if "hinge" in loss_type and any(weight != 1.0 for weight in weights):
         # trl multiplies the loss in place, which relu's backward pass does not allow (trl 1.16, `use_weighting`).
         raise ValueError(f"the pairs have weights, and the loss hinge takes none. Allowed with weights are the other losses. "
-                         f"{anew} and pairs.weights=none, or choose another train.loss_type.")
+                         f"{anew}, and set pairs.weights=none, or choose another train.loss_type.")

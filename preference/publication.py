@@ -6,19 +6,21 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from preference.rounds import Standing, best_of, round_folder, standings
+from preference.rounds import Standing, best_of, consecutive_rounds, round_folder, standings
 from sft import ranks
 from sft.artefacts import read_parquet
 from sft.checkpoint import checkpoint_hash, is_adapter
 
 
-def publish_best(folder: Path, last: int, *, show: bool) -> None:
-    """Copy the best adapter of SFT and rounds 1 to `last` (development accuracy; of equal ones the later) to RUN/best.
+def publish_best(folder: Path, last: int | None, *, show: bool) -> None:
+    """Copy the best adapter of SFT and the rounds up to `last` (None: all) to RUN/best: by development accuracy, of equal ones
+    the later.
 
-    Nothing is copied where that adapter stands there already. `show`: print a line for each.
+    Only rounds that follow from each other count. Nothing is copied where that adapter stands there already. `show`: print a
+    line for each.
     """
     if ranks.is_main():
-        found, target = standings(folder, last), folder / "best"
+        found, target = standings(folder, len(consecutive_rounds(folder, last))), folder / "best"
         best = best_of(found)
         if not is_adapter(target) or checkpoint_hash(target) != checkpoint_hash(best.adapter):
             publish(best.adapter, target)

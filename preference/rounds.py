@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import count as counted_from
 from pathlib import Path
 
 from sft.artefacts import mark_path, read_parquet
@@ -26,13 +27,14 @@ def is_finished(run: Path, number: int) -> bool:
     return mark_path(adapter_of(run, number)).exists()
 
 
-def consecutive_rounds(run: Path, last: int) -> list[int]:
-    """The finished rounds from 1 to `last`, as far as each started from the adapter that the one before ends with now.
+def consecutive_rounds(run: Path, last: int | None) -> list[int]:
+    """The finished rounds from 1 to `last` (None: all), as far as each started from the adapter that the one before ends with
+    now.
 
     What stands in later folders was made from adapters that are no longer there, with other settings.
     """
     found = []
-    for number in range(1, last + 1):
+    for number in counted_from(1) if last is None else range(1, last + 1):
         before, adapter = adapter_of(run, number - 1), adapter_of(run, number)
         if not (is_finished(run, number - 1) and is_finished(run, number)):
             break

@@ -370,7 +370,7 @@ def test_a_policy_without_the_sft_adapter_is_refused(tiny_model, tokenizer, pair
 def test_pairs_sampled_by_another_checkpoint_are_refused(load_policy, tokenizer, pairs, tmp_path):
     for pair in pairs:
         pair["chosen_logp_sum"] += 0.1
-    with pytest.raises(ValueError, match=r"the pairs come from another checkpoint.*--only sample --overwrite"):
+    with pytest.raises(ValueError, match=r"the pairs come from another checkpoint.*Delete the round's candidates\.parquet"):
         train_dpo(load_policy, tokenizer, pairs, tmp_path, **settings())
 
 

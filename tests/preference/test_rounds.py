@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
+from preference import dpo
 from preference.pairs import DROPPED_SCHEMA
 from preference.publication import publish_best, say_without_pairs
 from preference.rounds import (
@@ -115,6 +117,24 @@ def test_what_is_published_follows_the_rounds_and_is_not_copied_twice(tmp_path, 
     publish_best(tmp_path, 1, show=False)
     assert (target / "adapter_model.safetensors").read_text() == "weights 0", "round 1 was made anew: it is no longer the best"
     assert not (target / "seen").exists()
+
+
+@pytest.mark.parametrize(("rounds", "stale", "best"), [(1, False, "weights 2"), (3, False, "weights 2"), (1, True, "weights 1")])
+def test_a_run_of_fewer_rounds_leaves_the_best_of_all_published(tmp_path, monkeypatch, rounds, stale, best):
+    """Three rounds are there, the second the best; a run of one of them trains nothing. Stale: round 1 is another by now."""
+    for number, accuracy in enumerate((0.25, 0.375, 0.75, 0.5)):
+        finish(tmp_path, number, accuracy)
+    publish_best(tmp_path, 3, show=False)
+    if stale:
+        write_json(adapter_of(tmp_path, 2) / "provenance.json", {"base_fingerprint": "f", "start_checkpoint": "gone"})
+    asked = []
+    monkeypatch.setattr("preference.preparation.prepare", lambda *_: SimpleNamespace(sft_config={}))
+    monkeypatch.setattr("preference.preparation.check_training", lambda *_: None)
+    monkeypatch.setattr("sft.ranks.start", lambda zero: None)
+    monkeypatch.setattr(dpo, "run_round", lambda config, stage, number, *_: asked.append(number) or True)
+    dpo.run(SimpleNamespace(run=tmp_path, rounds=rounds, seed=0), dpo.STEPS, False, "")
+    assert (tmp_path / "best" / "adapter_model.safetensors").read_text() == best
+    assert asked == list(range(1, rounds + 1))
 
 
 def test_a_round_without_pairs_says_why_and_the_first_is_an_error(tmp_path, capsys):
