@@ -15,6 +15,14 @@ RAN = ("columns", "rows", "duplicates", "order")
 _SHOWN_ROWS = 3  # of each side, at most, in a trace (reward.trace)
 
 
+def margin_of(chosen: dict, rejected: dict) -> float:
+    """How much more wrong the rejected side is than the chosen one, 0 to 1; 0 where it is less wrong. Sides: {verdict, reason,
+    trace}, trace may be missing.
+    """
+    apart = [wrongness(side["verdict"], side["reason"], side.get("trace")) for side in (rejected, chosen)]
+    return round(max(0.0, apart[0] - apart[1]), 4)
+
+
 def wrongness(verdict: str, reason: str | None, trace: str | None) -> float:
     """How wrong a query is, 0 (correct) to 1 (no result); `trace` is the judge's, as JSON.
 

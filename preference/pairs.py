@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-from preference.margins import RAN, wrongness
+from preference.margins import RAN, margin_of
 from reward.queries import canonical_sql
 from sft.artefacts import content_hash
 from sft.prompt import render, target_text
@@ -96,6 +96,11 @@ def choose_pairs(correct: list[dict], wrong: list[dict], *, strategy: str, per_q
         served[_place(chosen)] += 1
         open_pairs = [entry for entry in open_pairs if entry[2] is not rejected]
     return taken
+
+
+def is_graded(pair: dict) -> bool:
+    """Whether both sides of a pair are wrong by its making: see `graded` of `build_pairs`. A control's name comes after it."""
+    return "-graded" in (pair.get("strategy") or "")
 
 
 def longer_by(pair: tuple[dict, dict]) -> int:
@@ -211,11 +216,5 @@ def _pair(example: dict, prompt: list[dict], chosen: dict, rejected: dict, *, st
     row["pair_id"] = content_hash({name: row[name] for name in ("prompt", "chosen", "rejected")})[:16]
     row |= {name: example[name] for name in ("example_id", "source", "question", "context", "database", "gold_sql", "kind")}
     row |= {name: rejected[name] for name in ("suite_hash", "kill_score", "round", "checkpoint_hash", "prompt_hash")}
-    margin = round(max(0.0, _wrongness(rejected) - _wrongness(chosen)), 4)
-    return row | {"gold_fallback": chosen["sample_index"] is None, "strategy": strategy, "weight": 1.0, "margin": margin,
-                  "seed": seed, "person_label": None}
-
-
-def _wrongness(sample: dict) -> float:
-    """How wrong a judged sample is, 0 to 1."""
-    return wrongness(sample["verdict"], sample["reason"], sample.get("trace"))
+    return row | {"gold_fallback": chosen["sample_index"] is None, "strategy": strategy, "weight": 1.0,
+                  "margin": margin_of(chosen, rejected), "seed": seed, "person_label": None}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from preference.inspection.contents import EXCHANGED, exchanged, hashes_of, labels_for
 from preference.inspection.labels import Label
+from preference.margins import margin_of
 
 HUMAN = "human"
 # Words on the question as a whole: none of its pairs can be trusted, unless a person preferred a side of that very pair.
@@ -174,10 +175,18 @@ def _ranked_pair(prompt: list, better: dict, worse: dict) -> dict:
 
 
 def revised_row(pair: dict, action: Action) -> dict | None:
-    """A pair after an action; None where it is dropped."""
+    """A pair after an action; None where it is dropped.
+
+    The margin of exchanged sides is that of the order they have now: 0 for a correct query that people reject.
+    """
     if action.what == "drop":
         return None
-    return (exchanged(pair) if action.what == "exchange" else pair) | {"person_label": action.person_label}
+    if action.what == "exchange":
+        pair = exchanged(pair)
+        if "margin" in pair:
+            pair["margin"] = margin_of(*({name: pair.get(f"{side}_{name}") for name in ("verdict", "reason", "trace")}
+                                         for side in ("chosen", "rejected")))
+    return pair | {"person_label": action.person_label}
 
 
 def overturned(pairs: Iterable[dict], labels: dict[str, dict[str, Label]]) -> tuple[int, int]:

@@ -85,7 +85,8 @@ def test_flips_exchange_every_column_of_the_sides(run):
     assert revision.counts() == {"flipped": 1, "confirmed": 1, "added from rankings": 0, "conflicts": 0, "labels refused": 0,
                                  "questions quarantined": 0}
     assert "1 flipped" in printed and "pairs.parquet.before-labels-1" in printed
-    expected = dict(before[0], person_label="prefer_rejected")
+    assert before[0]["margin"] > 0, "how much more wrong the executor found the side that is now chosen"
+    expected = dict(before[0], person_label="prefer_rejected", margin=0.0)
     for name in before[0]:
         if name.startswith("chosen"):
             other = "rejected" + name.removeprefix("chosen")
