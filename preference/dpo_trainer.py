@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SIDES = ("chosen", "rejected")
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 # What a batch may hold beside trl's own (see `preference.loss_terms`); what has no effect is not in it.
-TERMS = ("offsets", "weights", "shared_tokens")
+TERMS = ("offsets", "weights", "answers", "shared_tokens")
 
 
 class ExecutionDPOTrainer(DPOTrainer):
@@ -41,11 +41,12 @@ class ExecutionDPOTrainer(DPOTrainer):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        self._signature_columns = [*self._signature_columns, "sft_chosen_logps", "sft_rejected_logps", "margin", "weight"]
+        self._signature_columns = [*self._signature_columns, "sft_chosen_logps", "sft_rejected_logps", "margin", "weight",
+                                   "answer"]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         sampled = inputs.pop("sft_logps")
-        offsets, weights, token_weights = self._pop_terms(inputs)
+        offsets, weights, answers, token_weights = self._pop_terms(inputs)
         first = self.start is None and self.state.global_step == 0
         kept = self._kept_reference(inputs) if self.reference else None
         policy = self.policy_outputs(model, inputs) if first else None
@@ -57,11 +58,11 @@ class ExecutionDPOTrainer(DPOTrainer):
         if reference is not None:
             inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = reference
         # trl's own weights (WPO) multiply the sft term's one value in place for all pairs, which torch refuses (trl 1.16).
-        plain = not (self.use_weighting and "sft" in self.loss_types)
+        plain = not ((self.use_weighting or answers is not None) and "sft" in self.loss_types)
         if plain and all(term is None for term in (offsets, weights, token_weights)):
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         else:
-            loss = self._loss_with_terms(model, inputs, offsets, weights, token_weights)
+            loss = self._loss_with_terms(model, inputs, offsets, weights, answers, token_weights)
         if first:
             apart = 0.0
             if kept is not None:
@@ -71,17 +72,17 @@ class ExecutionDPOTrainer(DPOTrainer):
         return loss
 
     def _pop_terms(self, inputs) -> tuple:
-        """(offsets [batch], weights [batch], token weights [2 x batch, tokens]), None for what the batch does not have."""
-        offsets, weights, shared = (inputs.pop(name, None) for name in TERMS)
-        offsets, weights = (None if values is None else torch.tensor(values, device=self.accelerator.device)
-                            for values in (offsets, weights))
-        return offsets, weights, None if shared is None else torch.where(shared, self.shared_token_weight, 1.0)
+        """(offsets, weights and answers [batch], token weights [2 x batch, tokens]), None for what the batch does not have."""
+        *of_pairs, shared = (inputs.pop(name, None) for name in TERMS)
+        of_pairs = (None if values is None else torch.tensor(values, device=self.accelerator.device) for values in of_pairs)
+        return *of_pairs, None if shared is None else torch.where(shared, self.shared_token_weight, 1.0)
 
-    def _loss_with_terms(self, model, inputs, offsets, weights, token_weights):
+    def _loss_with_terms(self, model, inputs, offsets, weights, answers, token_weights):
         """trl's loss of a batch with what `preference.loss_terms` says: value, gradient and rewards are those of its formula.
 
-        The sft term is -sum(weight log p) / count over the micro-batch's chosen tokens, where a token has its pair's weight:
-        tokens that both sides have in common count in full, since it is to hold all of the chosen query.
+        The sft term is -sum(weight log p) / count over the micro-batch's chosen tokens, where a token has its pair's weight, or 0
+        in a graded pair: its chosen query is wrong, too. Tokens that both sides have in common count in full, since it is to hold
+        all of the chosen query.
         trl's logps/chosen and logps/rejected are sums of weighted log-probabilities then.
         """
         seen, per_sequence = {}, weights is not None or self.use_weighting
@@ -117,8 +118,9 @@ class ExecutionDPOTrainer(DPOTrainer):
         for name, share in zip(*own[:2], strict=True):
             if name == "sft":
                 chosen, counted = (tensor.chunk(2)[0] for tensor in (seen["plain"], inputs["completion_mask"][:, 1:]))
-                weighed = chosen if weights is None else chosen * weights.unsqueeze(1)
-                loss = loss - share * (weighed * counted).sum() / counted.sum()
+                for of_pairs in (weights, answers):
+                    chosen = chosen if of_pairs is None else chosen * of_pairs.unsqueeze(1)
+                loss = loss - share * (chosen * counted).sum() / counted.sum()
         return loss
 
     def _log_rewards(self, policy, reference) -> None:
@@ -131,9 +133,12 @@ class ExecutionDPOTrainer(DPOTrainer):
         metrics["rewards/accuracies"][-1] = (chosen > rejected).float().mean().item()
 
     def _kept_reference(self, inputs):
-        """The reference's (chosen, rejected) log-probabilities, [batch] each; the first call finds those of all pairs."""
+        """The reference's (chosen, rejected) log-probabilities, [batch] each; the first call finds those of all pairs.
+
+        All ranks enter it then, whatever they know of their own pairs: what is missing, they compute together.
+        """
         rows = [dict(zip(IDS, ids, strict=True)) for ids in _token_ids(inputs)]
-        if any(self.reference.key(row) not in self.reference.found for row in rows):
+        if not self.reference.whole:
             count = self.reference.complete(self.train_dataset.to_list(), self.args.per_device_train_batch_size,
                                             self._reference_of)
             if ranks.is_main():
@@ -145,7 +150,7 @@ class ExecutionDPOTrainer(DPOTrainer):
         """(chosen, rejected) of each row, by trl's own reference pass."""
         inputs = self._prepare_inputs(self.data_collator(rows))
         inputs.pop("sft_logps")
-        _, _, token_weights = self._pop_terms(inputs)
+        *_, token_weights = self._pop_terms(inputs)
         sides = self.compute_ref_log_probs(_weighing(self.model, token_weights), inputs)
         return list(zip(*(side.tolist() for side in sides), strict=True))
 
@@ -226,8 +231,9 @@ def preference_collator(tokenizer: PreTrainedTokenizerBase, share_prompts: bool 
     """trl's collator, which also hands on the sampler's log-probabilities as `sft_logps` [2 x batch] (nan: unknown).
 
     `share_prompts`: and the same rows as `pack` (see `sft.packing`), for a model that accepts packs. `margin_scale`: and
-    `offsets`, margin_scale x margin of each pair; `weights` of pairs that have others than 1. Both are lists: the trainer
-    would round tensors to bf16 under DeepSpeed. `mark_shared_tokens`: and `shared_tokens`, bool [2 x batch, tokens].
+    `offsets`, margin_scale x margin of each pair; `weights` of pairs that have others than 1; `answers`, 0 for a graded pair and
+    1 for others, where there is one. These are lists: the trainer would round tensors to bf16 under DeepSpeed.
+    `mark_shared_tokens`: and `shared_tokens`, bool [2 x batch, tokens].
     """
     collate = DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id)
 
@@ -244,6 +250,9 @@ def preference_collator(tokenizer: PreTrainedTokenizerBase, share_prompts: bool 
         weights = [row.get("weight", 1.0) for row in rows]
         if any(weight != 1.0 for weight in weights):
             batch["weights"] = weights
+        answers = [float(row.get("answer", True)) for row in rows]
+        if not all(answers):
+            batch["answers"] = answers
         if mark_shared_tokens:
             batch["shared_tokens"] = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
             for number, row in enumerate(rows):

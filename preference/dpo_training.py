@@ -12,6 +12,7 @@ from trl import DPOConfig
 from preference.dpo_trainer import ExecutionDPOTrainer, preference_collator
 from preference.guards import Guards, gathered_adapter
 from preference.loss_terms import check_terms
+from preference.pairs import is_graded
 from preference.reference import ReferenceLogps
 from sft import ranks
 from sft.artefacts import content_hash, library_writes
@@ -76,7 +77,7 @@ def deepspeed_configuration(*, stage: int, offload: str, bf16: bool, global_batc
 def tokenized_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[dict], *, max_length: int, epochs: float,
                     global_batch_size: int, seed: int, steps: int | None = None) -> Dataset:
     """Pairs as token ids, all epochs (or `steps`) in training order: prompt_ids, chosen_ids and rejected_ids (both ended by
-    EOS); each with its margin (0 where it has none) and weight (1).
+    EOS); each with its margin (0 where it has none), weight (1), and whether its chosen side is an answer (not in graded pairs).
 
     Pairs of one question stand together, and inside a global batch questions about one schema do, so that micro-batches can
     share prompts. Pairs whose longer side passes `max_length` tokens are left out and counted, never cut: trl would cut
@@ -92,7 +93,8 @@ def tokenized_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[dict], *, ma
             # A text that encodes to other tokens than were sampled has another log-probability than theirs.
             logps = {f"sft_{side}_logps": pair.get(f"{side}_logp_sum") if pair.get(f"{side}_tokens_round_trip") else None
                      for side in ("chosen", "rejected")}
-            terms = {"margin": pair.get("margin") or 0.0, "weight": 1.0 if pair.get("weight") is None else pair["weight"]}
+            terms = {"margin": pair.get("margin") or 0.0, "weight": 1.0 if pair.get("weight") is None else pair["weight"],
+                     "answer": not is_graded(pair)}
             rows.append({"prompt_ids": prompt, **sides, **logps, **terms})
             questions.append(content_hash(prompt))
             schemas.append(content_hash(pair.get("context", prompt)))

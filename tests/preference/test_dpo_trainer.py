@@ -201,6 +201,28 @@ def test_an_interrupted_reference_goes_on_where_it_stopped(file):
         again.key(row): (-float(row["chosen_ids"][0]), -1.0) for row in ROWS}
 
 
+def test_a_rank_whose_own_pairs_are_known_computes_the_others_too(tiny_model, tokenizer, tmp_path, file, monkeypatch):
+    """A file that was cut short holds the two pairs of this micro-batch: other ranks wait for this one to compute the rest."""
+    trainer = ours(tiny_model, tokenizer, tmp_path)
+    trainer.reference = ReferenceLogps(file, [])
+    trainer.reference.found = {trainer.reference.key(row): (-1.0, -2.0) for row in ROWS[:2]}
+    asked = []
+    monkeypatch.setattr(trainer, "_reference_of", lambda rows: asked.append(rows) or [(-1.0, -2.0)] * len(rows))
+    kept = trainer._kept_reference(trainer.data_collator(ROWS[:2]))
+    assert [side.tolist() for side in kept] == [[-1.0, -1.0], [-2.0, -2.0]]
+    assert [[row["chosen_ids"] for row in rows] for rows in asked] == [[ROWS[2]["chosen_ids"], ROWS[3]["chosen_ids"]]]
+    trainer._kept_reference(trainer.data_collator(ROWS[2:]))
+    assert len(asked) == 1
+
+
+def test_what_is_known_is_what_the_first_ranks_file_holds(file, monkeypatch):
+    first = ReferenceLogps(file, [])
+    first.found = {first.key(row): (-1.0, -2.0) for row in ROWS}
+    monkeypatch.setattr("sft.ranks.gather", lambda value: [first.found, value])
+    second = ReferenceLogps(file, [])  # on a machine that has no such file
+    assert second.complete(ROWS, 2, pytest.fail) == 0 and second.found == first.found
+
+
 def test_every_rank_computes_its_share_and_as_often(file, monkeypatch):
     """Five pairs, two ranks, two at a time: the second rank repeats the last pair rather than stay away."""
     rows = [{"prompt_ids": [1], "chosen_ids": [number], "rejected_ids": [2]} for number in range(5)]

@@ -139,6 +139,7 @@ def test_ids_are_those_of_the_prompt_and_of_each_side_with_its_eos(tokenizer, pa
             "sft_rejected_logps": pair["rejected_logp_sum"],
             "margin": 0.0,
             "weight": 1.0,
+            "answer": True,
         }
 
 

@@ -9,6 +9,7 @@ from trl import DPOConfig
 from trl.trainer.utils import FusedCausalLMOutput
 
 from preference.dpo_trainer import ExecutionDPOTrainer, preference_collator
+from preference.dpo_training import tokenized_pairs
 from preference.loss_terms import check_terms, shared_tokens
 from preference.reference import ReferenceLogps
 from sft.checkpoint import load_base, load_tokenizer
@@ -54,7 +55,7 @@ def test_columns_that_cannot_be_used_are_refused():
     with pytest.raises(ValueError, match=r"1 of 2 pairs have a margin that is out of range, for instance 1.5. Allowed are"):
         check([{"margin": 1.5}, {"margin": 0.5}])
     for value in (-1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match=r"a weight that is out of range.*Allowed are numbers of 0 or more.*--only pairs"):
+        with pytest.raises(ValueError, match=r"a weight that is out of range.*Allowed are numbers of 0 or more.*Delete the round's pairs\.parquet"):
             check([{"weight": value}])
     with pytest.raises(ValueError, match=r"margin_scale is 1.0, but the margin of every pair is 0.*set train.margin_scale=0"):
         check([{"margin": 0.0}, {}], margin_scale=1.0)
@@ -149,6 +150,36 @@ def test_loss_and_gradients_by_hand(trainer, tokenizer, tmp_path):
     found = {name: values[-1] for name, values in trainer._metrics["train"].items() if name.startswith("rewards/")}
     assert found == pytest.approx({"rewards/chosen": 0.3 * (0.5 + 0.5) / 2, "rewards/rejected": 0.3 * (-1.0 + 0.0) / 2,
                                    "rewards/margins": 0.3 * (1.5 + 0.5) / 2, "rewards/accuracies": 1.0}, abs=1e-6)
+
+
+def test_the_sft_term_leaves_out_pairs_whose_chosen_query_is_wrong_too(trainer, tokenizer, tmp_path):
+    """Chosen 1: four tokens of -2; chosen 2, graded: four of -3. The sft term is 8 over the 8 chosen tokens, not 20."""
+    pair = {"prompt": [{"role": "user", "content": "Name"}], "chosen": [{"role": "assistant", "content": "a"}],
+            "rejected": [{"role": "assistant", "content": "b"}]}
+    strategies = ("nearest", "nearest-graded", "nearest-graded-flipped", None)
+    rows = tokenized_pairs(tokenizer, [pair | {"strategy": name} for name in strategies], max_length=99, epochs=1,
+                           global_batch_size=4, seed=0)
+    assert sorted(rows["answer"]) == [False, False, True, True]
+
+    def loss_and_slopes(names, graded):
+        logps = torch.zeros(4, 8)
+        logps[0, 3:7], logps[1, 3:7], logps[2, 3:8], logps[3, 3:5] = -2.0, -3.0, -2.0, -3.0
+        logps.requires_grad_()
+        losses_are(trainer, names)
+        batch = preference_collator(tokenizer)([row | {"weight": 1.0, "answer": not (graded and place)}
+                                                for place, row in enumerate(ROWS[:2])])
+        loss = trainer.compute_loss(policy_of(logps), batch)
+        loss.backward()
+        return loss.item(), logps.grad
+
+    given_reference(trainer, tmp_path / "kept", [(0.0, 0.0)] * 3)
+    plain, plain_slopes = loss_and_slopes(["sigmoid"], True)
+    for graded, sft, slope in ((False, 20 / 8, -0.5 / 8), (True, 8 / 8, 0.0)):
+        loss, slopes = loss_and_slopes(["sigmoid", "sft"], graded)
+        assert loss == pytest.approx(plain + 0.5 * sft, abs=1e-5)
+        added = slopes - plain_slopes
+        assert torch.allclose(added[0, 3:7], torch.tensor(-0.5 / 8)) and torch.allclose(added[1, 3:7], torch.tensor(slope))
+        assert not added[2:].any()
 
 
 def test_the_offset_of_hinge_by_hand(trainer, tokenizer, tmp_path):
