@@ -210,6 +210,12 @@ def _labels(store: Store) -> dict:
             "by_annotator": sorted(by_annotator.items(), key=lambda item: -item[1])}
 
 
+# What stands in a flag for one, and for several.
+_ONE = {"s": "", "es": "s", "have": "has", "are": "is", "were": "was", "them": "it", "they": "it counts", "queries": "query"}
+_MANY = {"s": "s", "es": "", "have": "have", "are": "are", "were": "were", "them": "them", "they": "they count",
+         "queries": "queries"}
+
+
 def make_flags(overview: dict) -> list[dict]:
     """What would spoil training, worst first: {"level": error or warning, "name", "count", "text"}."""
     problems, length, total = overview["problems"], overview["length"], overview["total"]
@@ -218,30 +224,31 @@ def make_flags(overview: dict) -> list[dict]:
     def flag(level: str, name: str, text: str, count: int | None = None) -> None:
         count = problems.get(name, 0) if count is None else count
         if count:
-            flags.append({"level": level, "name": name, "count": count, "text": text.format(n=count)})
+            words = _ONE if count == 1 else _MANY
+            flags.append({"level": level, "name": name, "count": count, "text": text.format(n=count, **words)})
 
-    noun = "pairs" if overview["kind"] == "pairs" else "samples"
-    flag("error", "no_rows", f"there are no {noun} at all", int(total == 0))
-    flag("error", "same_text", "{n:,} pairs have the same text on both sides: nothing to learn, and a loss that cannot fall")
-    flag("error", "opposite", "{n:,} pairs stand in the other direction too: what one teaches the other takes back")
-    flag("error", "odd_verdict", "{n:,} pairs are not `correct` against `wrong`, and no person said so: the judge does not "
-                                 "stand behind them")
-    flag("error", "no_prompt", "{n:,} prompts are empty: the answer is trained without its question")
-    flag("error", "empty_chosen", "{n:,} " + ("chosen texts are empty: the model would learn to say nothing"
-                                             if noun == "pairs" else "samples are empty"))
-    flag("error", "unfinished", "{n:,} chosen samples did not end by themselves (no EOS): the model would learn to stop there")
-    flag("warning", "looks_cut", "{n:,} " + ("chosen queries look cut off in the middle" if noun == "pairs"
-                                            else "samples did not end by themselves (no EOS)"))
-    flag("warning", "empty_rejected", "{n:,} rejected texts are empty: too easy to tell apart")
-    flag("warning", "both_sides", "{n:,} pairs choose a text that another pair of the same question rejects")
-    flag("warning", "duplicates", "{n:,} pairs repeat the question and both texts of another: they count more than once")
-    flag("warning", "low_kill_score", f"{{n:,}} {noun} rest on weak databases (kill score below {LOW_KILL_SCORE}): a wrong "
+    noun = "pair{s}" if overview["kind"] == "pairs" else "sample{s}"
+    flag("error", "no_rows", f"there are no {noun.format(**_MANY)} at all", int(total == 0))
+    flag("error", "same_text", "{n:,} pair{s} {have} the same text on both sides: nothing to learn, and a loss that cannot fall")
+    flag("error", "opposite", "{n:,} pair{s} stand{es} in the other direction too: what one teaches the other takes back")
+    flag("error", "odd_verdict", "{n:,} pair{s} {are} not `correct` against `wrong`, and no person said so: the judge does not "
+                                 "stand behind {them}")
+    flag("error", "no_prompt", "{n:,} prompt{s} {are} empty: the answer is trained without its question")
+    flag("error", "empty_chosen", "{n:,} " + ("chosen text{s} {are} empty: the model would learn to say nothing"
+                                             if overview["kind"] == "pairs" else "sample{s} {are} empty"))
+    flag("error", "unfinished", "{n:,} chosen sample{s} did not end by themselves (no EOS): the model would learn to stop there")
+    flag("warning", "looks_cut", "{n:,} " + ("chosen {queries} look{es} cut off in the middle" if overview["kind"] == "pairs"
+                                            else "sample{s} did not end by themselves (no EOS)"))
+    flag("warning", "empty_rejected", "{n:,} rejected text{s} {are} empty: too easy to tell apart")
+    flag("warning", "both_sides", "{n:,} pair{s} choose{es} a text that another pair of the same question rejects")
+    flag("warning", "duplicates", "{n:,} pair{s} repeat{es} the question and both texts of another: {they} more than once")
+    flag("warning", "low_kill_score", f"{{n:,}} {noun} rest{{es}} on weak databases (kill score below {LOW_KILL_SCORE}): a wrong "
                                       "query may have passed as correct")
-    flag("warning", "control", "{n:,} pairs are of a control arm (flipped, shuffled or random sides, as the strategy says): for "
+    flag("warning", "control", "{n:,} pair{s} {are} of a control arm (flipped, shuffled or random sides, as the strategy says): for "
                                "comparison, not for a model that is used")
-    flag("warning", "gold_fallback", "{n:,} pairs have the gold query as chosen, not a sample of the model: off-policy")
-    flag("warning", "logp_outliers", "{n:,} pairs have a log-probability that is impossible or far from all others: another "
-                                     "model may have sampled them")
+    flag("warning", "gold_fallback", "{n:,} pair{s} {have} the gold query as chosen, not a sample of the model: off-policy")
+    flag("warning", "logp_outliers", "{n:,} pair{s} {have} a log-probability that is impossible or far from all others: another "
+                                     "model may have sampled {them}")
     longer, shorter = length["chosen_longer"], length["rejected_longer"]
     means = (length["chosen_mean"] or 0, length["rejected_mean"] or 0)
     if longer + shorter >= 10 and min(means) > 0:
@@ -255,8 +262,9 @@ def make_flags(overview: dict) -> list[dict]:
         flag("warning", "most_of_a_question", "one question has {n:,} pairs ("
              f"{total / max(1, questions):.1f} on average): it weighs that much more")
     for name, what in (("no_wrong_sample", "only right"), ("no_correct_sample", "only wrong")):
-        flag("warning", name, f"{{n:,}} questions have {what} samples and give no pair", overview["one_sided"].get(name, 0))
+        flag("warning", name, f"{{n:,}} question{{s}} {{have}} {what} samples and give{{es}} no pair", overview["one_sided"].get(name, 0))
     for reason, count in overview["dropped"]:
         if reason not in ("no_wrong_sample", "no_correct_sample") and count:
-            flag("warning", f"dropped_{reason}", f"{{n:,}} questions were dropped: {reason}", count)
+            written = str(reason).replace("{", "{{").replace("}", "}}")  # a file may hold any text
+            flag("warning", f"dropped_{reason}", f"{{n:,}} question{{s}} {{were}} dropped: {written}", count)
     return flags

@@ -91,6 +91,26 @@ def test_every_planted_problem_is_flagged_and_no_other(tmp_path, name, count, le
     assert f"{count:,}" in found["flags"][0]["text"]
 
 
+def test_flags_on_one_pair_and_on_several():
+    def texts(count):
+        names = ("same_text", "opposite", "empty_chosen", "looks_cut", "duplicates", "both_sides", "low_kill_score",
+                 "most_of_a_question")
+        return [flag["text"].partition(":")[0] for flag in overview.make_flags({
+            "problems": dict.fromkeys(names, count), "total": 9, "kind": "pairs", "questions": 9, "dropped": [("{gold}", count)],
+            "length": dict.fromkeys(("chosen_longer", "rejected_longer", "chosen_mean", "rejected_mean"), 0),
+            "one_sided": {"no_wrong_sample": count}})]
+
+    assert texts(1) == [
+        "1 pair has the same text on both sides", "1 pair stands in the other direction too", "1 chosen text is empty",
+        "1 chosen query looks cut off in the middle", "1 pair chooses a text that another pair of the same question rejects",
+        "1 pair repeats the question and both texts of another", "1 pair rests on weak databases (kill score below 0.7)",
+        "1 question has only right samples and gives no pair", "1 question was dropped"]  # whatever a file calls the reason
+    assert texts(2)[:4] == [
+        "2 pairs have the same text on both sides", "2 pairs stand in the other direction too", "2 chosen texts are empty",
+        "2 chosen queries look cut off in the middle"]
+    assert texts(2)[-1] == "2 questions were dropped"
+
+
 @pytest.mark.parametrize(("longer", "shorter", "word"), [("chosen", "rejected", "chosen"), ("rejected", "chosen", "rejected")])
 def test_length_bias(tmp_path, longer, shorter, word):
     rows = [row | {f"{longer}_sql": row[f"{longer}_sql"] + " ORDER BY a"} for row in healthy()]
