@@ -73,11 +73,20 @@ def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: boo
     from preference.controls import as_control
     from preference.inspection.training import label_smoothing, preferred_by_people, with_peoples_words
     from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA, build_pairs
+    from preference.preparation import asked_questions
     from preference.publication import publish_best
-    from preference.rounds import adapter_of, always_right, questions_of_round, round_folder
+    from preference.rounds import adapter_of, round_folder
     from preference.sampling import judge, print_yield, sample
     from sft import ranks
-    from sft.artefacts import content_hash, file_hash, is_complete, mark_complete, read_parquet, write_parquet
+    from sft.artefacts import (
+        content_hash,
+        file_hash,
+        is_complete,
+        mark_complete,
+        read_parquet,
+        recorded_inputs,
+        write_parquet,
+    )
     from sft.checkpoint import checkpoint_hash, load_for_inference, precision_dtype, release_memory
     from sft.records import save_configuration
 
@@ -88,13 +97,8 @@ def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: boo
     place = round_folder(folder, number)
     candidates, verdicts, pairs_file = (place / f"{name}.parquet" for name in ("candidates", "verdicts", "pairs"))
     weights = checkpoint_hash(adapter)
-    chosen, right = questions_of_round(stage.examples, number, config.sample.questions), always_right(folder, number)
-    # Questions on one schema stand together: the sampler computes the schema once.
-    examples = sorted((example for example in chosen if example["example_id"] not in right),
-                      key=lambda example: example["context"])
-    if ranks.is_main() and len(examples) < len(chosen):
-        print(f"questions: {len(chosen) - len(examples)} of {len(chosen)} left out: all their samples were correct in an "
-              "earlier round")
+    begun = None if overwrite and "sample" in steps else recorded_inputs(candidates)
+    examples, refused = asked_questions(stage, number, config.sample.questions, begun)
 
     def pending(step: str, target: Path, inputs: dict) -> bool:
         """Whether a step is to be run: asked for, and not complete for these inputs. All ranks agree."""
@@ -121,6 +125,8 @@ def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: boo
     inputs = {"checkpoint": weights, "prompt_hash": prompt, "seed": config.seed, "shard_size": config.sample.shard_size,
               "questions": len(examples), "asked": content_hash([example["example_id"] for example in examples])[:16],
               "data": file_hash(folder / "data" / "train.parquet"), "precision": config.train.precision, **sampling}
+    if refused:
+        inputs["refused"] = refused
     if config.sample.most_samples:  # then verdicts decide how many samples a question gets
         inputs["databases"] = config.judge.databases
     sampler = sampling.pop("sampler")

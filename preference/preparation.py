@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from preference.inspection.training import refused_questions
+from preference.rounds import always_right, questions_of_round
 from sft import ranks
 from sft.checkpoint import load_tokenizer, read_provenance
 from sft.configuration import validate_trl
@@ -47,6 +49,27 @@ def prepare(folder: Path, sft_command: str, seed: int) -> Prepared:
     examples = [example for example in load(folder / "data", "train") if example["answerable"]]
     random.Random(f"{seed}:sample").shuffle(examples)
     return Prepared(folder, sft_config, tokenizer, schema_style, max_prompt_tokens, prompt, examples)
+
+
+def asked_questions(stage: Prepared, number: int, count: int | None, begun: dict | None) -> tuple[list[dict], list[str]]:
+    """(the examples that a round asks, ids of those that people refuse), the same on every rank; says what is left out.
+
+    `begun`: the inputs that the round's samples were begun for, None where they were not. What people say after that counts
+    from the next round on: it does not undo what is sampled.
+    """
+    examples = chosen = questions_of_round(stage.examples, number, count)
+    refused = None
+    if ranks.is_main():
+        refused = refused_questions(stage.folder, number) if begun is None else begun.get("refused", ())
+    refused = sorted(ranks.gather(refused)[0])
+    for gone, reason in ((always_right(stage.folder, number), "all their samples were correct in an earlier round"),
+                         (refused, "people call their gold wrong, or them unanswerable")):
+        left = [example for example in examples if example["example_id"] not in gone]
+        if ranks.is_main() and len(left) < len(examples):
+            print(f"questions: {len(examples) - len(left)} of {len(chosen)} left out: {reason}")
+        examples = left
+    # Questions on one schema stand together: the sampler computes the schema once.
+    return sorted(examples, key=lambda example: example["context"]), refused
 
 
 def check_training(config, sft_config: dict, labels_file: Path) -> None:

@@ -132,6 +132,12 @@ def is_complete(target: Path, inputs: dict, overwrite: bool = False) -> bool:
     return False
 
 
+def recorded_inputs(target: Path) -> dict | None:
+    """The inputs that `target` was made for, or is being made for; None where it was never begun."""
+    mark = next((mark for mark in (mark_path(target), _begun_path(target)) if mark.exists()), None)
+    return json.loads(mark.read_text(encoding="utf-8"))["inputs"] if mark else None
+
+
 def discard(target: Path) -> None:
     """Delete a step's output, whole or in part, and its marks."""
     for mark in (mark_path(target), _begun_path(target)):

@@ -10,9 +10,10 @@ from rich.console import Console
 
 from preference.inspection.apply import dropped_entries, quarantine, say
 from preference.inspection.contents import EXCHANGED, labels_for
-from preference.inspection.decisions import majority, overturned, revise, revised_row
+from preference.inspection.decisions import ABOUT_THE_QUESTION, majority, overturned, revise, revised_row
 from preference.inspection.labels import LabelFile
 from preference.inspection.question import distinct_queries, ranks_for
+from preference.rounds import round_folder
 from preference.significance import wilson_interval
 from sft.artefacts import read_parquet
 from sft.prompt import render
@@ -80,6 +81,26 @@ def preferred_by_people(run: Path) -> Callable[[dict], bool]:
         return word in EXCHANGED
 
     return preferred
+
+
+def refused_questions(run: Path, number: int) -> set[str]:
+    """Ids of the questions that rounds before `number` asked and people refuse: gold is wrong, or it cannot be answered.
+
+    Counted are majorities. Words that are in the pairs already stand in dropped.parquet; others are on pairs as they stand.
+    """
+    file = LabelFile(run / LABELS)
+    labels = file.latest() if file.path.exists() else {}
+    file.close()
+    found = set()
+    for earlier in range(1, number):
+        place = round_folder(run, earlier)
+        found |= {row["example_id"] for row in read_parquet(place / "dropped.parquet")
+                  if row["reason"].removeprefix("person_") in ABOUT_THE_QUESTION}
+        for pair in read_parquet(place / "pairs.parquet") if labels else ():
+            held = labels_for(pair, labels[pair["pair_id"]]) if pair["pair_id"] in labels else {}
+            if majority(label.label for label in held.values())[0] in ABOUT_THE_QUESTION:
+                found.add(pair["example_id"])
+    return found
 
 
 def label_smoothing(label_noise: float | str, pairs_file: Path, labels_file: Path) -> float:

@@ -1,10 +1,15 @@
 """The steps of a round: what each is made for, and what is made anew."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from preference.dpo import run_round
+from preference.inspection.contents import hash_of
+from preference.inspection.labels import LabelFile
+from preference.inspection.training import refused_questions
+from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA
 from preference.preparation import Prepared
 from preference.sampling import CANDIDATES_SCHEMA, VERDICTS_SCHEMA
 from sft.artefacts import mark_complete, write_json, write_parquet
@@ -75,3 +80,30 @@ def test_overwrite_keeps_what_is_equal_and_says_how_to_make_it_anew(stage, capsy
     assert f"pairs: {pairs} is complete for these settings; to make it anew all the same, delete it\n" in capsys.readouterr().out
     pairs.unlink()
     assert made(("pairs",), False) and pairs.with_suffix(".complete.json").exists()
+
+
+def test_questions_that_people_refuse_are_not_asked_again(stage, inputs_of_samples, capsys):
+    """Round 1 asked four questions: people refused one in the pairs already (b), and one on a pair that stands there (c)."""
+    place = stage.folder / "round-1"
+    pairs = [{"pair_id": None, "prompt": [{"role": "user", "content": name}], "chosen": [{"role": "assistant", "content": "1"}],
+              "rejected": [{"role": "assistant", "content": "2"}], "example_id": name} for name in "acd"]
+    pairs = [pair | {"pair_id": hash_of(pair)} for pair in pairs]
+    write_parquet(place / "pairs.parquet", pairs, PAIRS_SCHEMA)
+    write_parquet(place / "dropped.parquet", [{"example_id": "b", "reason": "person_gold_wrong"},
+                                              {"example_id": "d", "reason": "person_tie"}], DROPPED_SCHEMA)
+    write_parquet(place / "verdicts.parquet", [], VERDICTS_SCHEMA)
+    shutil.copytree(stage.folder / "sft", place / "dpo")
+    assert "refused" not in inputs_of_samples() and "refused" not in inputs_of_samples("rounds=2")
+    labels = LabelFile(stage.folder / "labels.sqlite")
+    labels.add(pairs[0]["pair_id"], "ada", "gold_wrong", content_hash="of another text")
+    labels.add(pairs[1]["pair_id"], "ada", "gold_wrong", content_hash=pairs[1]["pair_id"])
+    capsys.readouterr()
+    found = inputs_of_samples("rounds=2", number=2)
+    assert (found["refused"], found["questions"]) == (["b", "c"], 2)
+    assert "questions: 2 of 4 left out: people call their gold wrong" in capsys.readouterr().out
+    # A word that comes once the round has begun waits for the next: the run goes on as it began.
+    (stage.folder / "round-2" / "candidates.parquet").touch()
+    labels.add(pairs[2]["pair_id"], "ada", "unanswerable", content_hash=pairs[2]["pair_id"])
+    labels.close()
+    assert inputs_of_samples("rounds=2", number=2) == found
+    assert refused_questions(stage.folder, 2) == {"b", "c", "d"}

@@ -19,6 +19,7 @@ from sft.artefacts import (
     mark_complete,
     mark_path,
     read_parquet,
+    recorded_inputs,
     shard_folder,
     write_json,
     write_parquet,
@@ -154,6 +155,15 @@ def test_complete_only_with_its_mark(target):
     assert is_complete(target, INPUTS)
     assert json.loads(mark_path(target).read_text()) == {"inputs": INPUTS, "rows": {"pairs": 3}}
     assert not list(target.parent.rglob("*begun*"))
+
+
+def test_the_inputs_of_what_was_begun_and_of_what_is_finished(target):
+    assert recorded_inputs(target) is None
+    is_complete(target, INPUTS)
+    assert recorded_inputs(target) == INPUTS
+    make(target)
+    mark_complete(target, INPUTS, {})
+    assert recorded_inputs(target) == INPUTS
 
 
 def test_inputs_are_compared_as_json(target):
