@@ -141,7 +141,7 @@ class ExecutionDPOTrainer(DPOTrainer):
         if not self.reference.whole:
             count = self.reference.complete(self.train_dataset.to_list(), self.args.per_device_train_batch_size,
                                             self._reference_of)
-            if ranks.is_main():
+            if count and ranks.is_main():
                 print(f"reference log-probabilities: {count} pairs computed, {len(self.reference.found)} known")
         values = torch.tensor([self.reference.found[self.reference.key(row)] for row in rows])
         return values.to(self.accelerator.device).unbind(dim=1)

@@ -244,8 +244,8 @@ def make_flags(overview: dict) -> list[dict]:
     flag("warning", "duplicates", "{n:,} pair{s} repeat{es} the question and both texts of another: {they} more than once")
     flag("warning", "low_kill_score", f"{{n:,}} {noun} rest{{es}} on weak databases (kill score below {LOW_KILL_SCORE}): a wrong "
                                       "query may have passed as correct")
-    flag("warning", "control", "{n:,} pair{s} {are} of a control arm (flipped, shuffled or random sides, as the strategy says): for "
-                               "comparison, not for a model that is used")
+    flag("warning", "control", "{n:,} pair{s} {are} of a control arm (flipped, shuffled or random sides, as the strategy says): "
+                               "for comparison, not for a model that is used")
     flag("warning", "gold_fallback", "{n:,} pair{s} {have} the gold query as chosen, not a sample of the model: off-policy")
     flag("warning", "logp_outliers", "{n:,} pair{s} {have} a log-probability that is impossible or far from all others: another "
                                      "model may have sampled {them}")
@@ -262,7 +262,8 @@ def make_flags(overview: dict) -> list[dict]:
         flag("warning", "most_of_a_question", "one question has {n:,} pairs ("
              f"{total / max(1, questions):.1f} on average): it weighs that much more")
     for name, what in (("no_wrong_sample", "only right"), ("no_correct_sample", "only wrong")):
-        flag("warning", name, f"{{n:,}} question{{s}} {{have}} {what} samples and give{{es}} no pair", overview["one_sided"].get(name, 0))
+        flag("warning", name, f"{{n:,}} question{{s}} {{have}} {what} samples and give{{es}} no pair",
+             overview["one_sided"].get(name, 0))
     for reason, count in overview["dropped"]:
         if reason not in ("no_wrong_sample", "no_correct_sample") and count:
             written = str(reason).replace("{", "{{").replace("}", "}}")  # a file may hold any text
