@@ -32,12 +32,12 @@ from peak_memory import with_peak_bytes
 
 # samples, questions (full, and quick: ours and generate's), rows at a time for ours and for generate
 CASES = {
-    "short": {"samples": 8, "questions": 64, "quick": (16, 4), "rows": 96, "plain_rows": 64},
-    "long": {"samples": 16, "questions": 16, "quick": (6, 1), "rows": 96, "plain_rows": 64},
+    "short": {"samples": 8, "questions": 64, "quick": (12, 3), "rows": 96, "plain_rows": 64},
+    "long": {"samples": 16, "questions": 16, "quick": (4, 1), "rows": 96, "plain_rows": 64},
     "schema": {"samples": 16, "questions": 20, "quick": (10, 1), "rows": 96, "plain_rows": 64},
 }
 SETTINGS = {"temperature": 1.0, "top_k": 32, "top_p": 1.0}
-MAX_NEW_TOKENS, QUICK_NEW_TOKENS = 96, 64
+MAX_NEW_TOKENS, QUICK_NEW_TOKENS = 96, 40
 
 
 def main() -> None:
@@ -208,7 +208,7 @@ def log_probability(model, prompt: list[int], ids) -> float:
 def growth(model, tokenizer, quick: bool) -> dict:
     """Seconds and peak memory of one shard of questions and of ten shards, each shard a call, as in stage two."""
     prompts, shard = prompts_of(tokenizer, "growth"), 4 if quick else 64
-    case = {"samples": 8, "rows": 32}
+    case = {"samples": 4 if quick else 8, "rows": 32} | ({"max_new_tokens": QUICK_NEW_TOKENS} if quick else {})
     ours(model, tokenizer, prompts[:2], case)
     found = {}
     for shards in (1, 10):
