@@ -17,7 +17,6 @@ adapter: its answers end after some 25 tokens, as in stage two, where the base m
 
 import argparse
 import json
-import random
 import sys
 import tempfile
 import time
@@ -75,7 +74,7 @@ def ours(model, tokenizer, prompts, case):
     """(token ids, log-probability or None) of every sample [prompts][samples]; ids hold the end token where it came."""
     from sft.sampler import generate
 
-    names = [str(number) for number in range(len(prompts))]
+    names = [f"{case.get('turn', 0)}:{number}" for number in range(len(prompts))]  # draws depend on them
     found = generate(model, tokenizer, prompts, names, samples=case["samples"], batch_size=case["rows"], seed=0,
                      max_new_tokens=case.get("max_new_tokens", MAX_NEW_TOKENS), **SETTINGS)
     return [[((*row.token_ids, tokenizer.eos_token_id) if row.ended_with_eos else row.token_ids, row.logp_sum)
@@ -127,13 +126,10 @@ def prompts_of(tokenizer, case: str) -> list[list[int]]:
         return prompt_ids(tokenizer, render({"question": question, "context": "\n".join(contexts)}, "compact"))
 
     contexts = list(questions)
-    if case in ("short", "growth"):  # neighbours ask about different schemas
+    if case == "short":  # neighbours ask about different schemas
         found = [prompt(asked[number], [context]) for number in range(8)
                  for context, asked in questions.items() if number < len(asked)]
-        found = [ids for ids in found if 70 <= len(ids) <= (100 if case == "short" else 160)]
-        if case == "growth":  # else later shards would have longer prompts than the first
-            random.Random(0).shuffle(found)
-        return found
+        return [ids for ids in found if 70 <= len(ids) <= 100]
     found = []
     for number, context in enumerate(contexts[:16]):
         # Tables of further databases, others for every schema, until there are 800 tokens.
@@ -206,23 +202,28 @@ def log_probability(model, prompt: list[int], ids) -> float:
 
 
 def growth(model, tokenizer, quick: bool) -> dict:
-    """Seconds and peak memory of one shard of questions and of ten shards, each shard a call, as in stage two."""
-    prompts, shard = prompts_of(tokenizer, "growth"), 4 if quick else 64
-    case = {"samples": 4 if quick else 8, "rows": 32} | ({"max_new_tokens": QUICK_NEW_TOKENS} if quick else {})
+    """Seconds and peak memory of one shard of questions and of ten, each a call, as in stage two.
+
+    The ten are the same questions, drawn anew: other ones would differ in length, and hide or feign growth.
+    """
+    shard = 4 if quick else 32
+    prompts = prompts_of(tokenizer, "short")[:shard]
+    case = {"samples": 8, "rows": 32} | ({"max_new_tokens": QUICK_NEW_TOKENS} if quick else {})
     ours(model, tokenizer, prompts[:2], case)
     found = {}
     for shards in (1, 10):
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
 
         def sample(count: int = shards) -> int:
-            return sum(len(ids) for start in range(0, shard * count, shard)
-                       for row in ours(model, tokenizer, prompts[start : start + shard], case) for ids, _ in row)
+            return sum(len(ids) for turn in range(count)
+                       for row in ours(model, tokenizer, prompts, case | {"turn": turn}) for ids, _ in row)
 
         tokens, peak = with_peak_bytes(sample)
-        found[str(shard * shards)] = {"seconds": time.perf_counter() - started, "tokens": tokens,
-                                      "peak_bytes": peak}
+        found[str(shard * shards)] = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - used,
+                                      "tokens": tokens, "peak_bytes": peak}
     few, many = found.values()
     found["time_ratio"] = many["seconds"] / few["seconds"]
+    found["cpu_ratio"] = many["cpu_seconds"] / few["cpu_seconds"]
     found["token_ratio"] = many["tokens"] / few["tokens"]
     return found
 
@@ -231,8 +232,8 @@ def show(case: str, found: dict) -> None:
     """One case as text."""
     if case == "growth":
         sizes = [size for size in found if size.isdigit()]
-        print(f"growth    {' and '.join(sizes)} questions: {found['time_ratio']:.2f} times the time for "
-              f"{found['token_ratio']:.2f} times the tokens; peak memory "
+        print(f"growth    {' and '.join(sizes)} questions: {found['time_ratio']:.2f} times the time "
+              f"({found['cpu_ratio']:.2f} of the processor) for {found['token_ratio']:.2f} times the tokens; peak memory "
               + " and ".join(f"{found[size]['peak_bytes'] / 2**20:.0f} MiB" for size in sizes))
         return
     print(f"{case:9} {found['samples']} samples, prompts of {found['prompt_tokens']:.0f} tokens: "
