@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
+from preference.balance import lead as structural_lead
+from preference.balance import surplus
 from preference.margins import RAN, margin_of
 from reward.queries import canonical_sql
 from sft.artefacts import content_hash
@@ -66,8 +68,8 @@ def choose_pairs(correct: list[dict], wrong: list[dict], *, strategy: str, per_q
     """Up to `per_question` (chosen, rejected) of one question; no rejected query serves twice.
 
     nearest / farthest: smallest / largest edit distance first. hardest: the wrong query that the model likes best
-    (largest logp_sum) first. random: any. Ties go to the chosen query that has served least, then to the earlier sample.
-    Inputs have distinct queries.
+    (largest logp_sum) first. random: any. Ties go to the chosen query that has served least, then, with hardest, to the one
+    that the model likes best, then to the earlier sample. Inputs have distinct queries.
 
     lead: None, or by how many tokens the chosen sides of the pairs so far are longer than the rejected ones, in all; then
     each choice is the one of the strategy's best four that brings it nearest to zero (the better rank where even).
@@ -85,8 +87,13 @@ def choose_pairs(correct: list[dict], wrong: list[dict], *, strategy: str, per_q
     open_pairs = [(rank, *pair) for rank, pair in zip(ranks, combinations, strict=True)]
     taken: list[tuple[dict, dict]] = []
     served: Counter = Counter()
+
+    def dislike(chosen: dict) -> float:
+        return -chosen.get("logp_sum", 0.0) if strategy == "hardest" else 0.0
+
     while open_pairs and len(taken) < per_question:
-        open_pairs.sort(key=lambda entry: (entry[0], served[_place(entry[1])], _place(entry[1]), _place(entry[2])))
+        open_pairs.sort(key=lambda entry: (entry[0], served[_place(entry[1])], dislike(entry[1]), _place(entry[1]),
+                                           _place(entry[2])))
         if lead is None:
             _, chosen, rejected = open_pairs[0]
         else:
@@ -142,7 +149,7 @@ def _why_none(rows: list[dict], gold_serves: bool) -> tuple[str, str]:
 
 def build_pairs(examples: list[dict], candidates: list[dict], verdicts: list[dict], *, strategy: str, per_question: int,
                 schema_style: str, seed: int, chosen: str = "sample", graded: bool = False, balance_lengths: bool = False,
-                weights: str = "none", min_kill_score: float = 0.0,
+                balance_structure: bool = False, weights: str = "none", min_kill_score: float = 0.0,
                 vouched: Callable[[dict], bool] = lambda pair: False) -> tuple[list[dict], list[dict]]:
     """(pairs, dropped): rows of PAIRS_SCHEMA and DROPPED_SCHEMA, in the order of the examples.
 
@@ -152,7 +159,8 @@ def build_pairs(examples: list[dict], candidates: list[dict], verdicts: list[dic
     chosen: `sample`, the model's own; `gold`, always; `sample-or-gold`: gold for questions without a correct sample that
     ended. Pairs with gold have gold_fallback true. graded: what correct against wrong leave of per_question is filled with
     wrong results (chosen) against queries that do not run (rejected: sql_error), strategy `...-graded`.
-    balance_lengths: as in `choose_pairs`, over the questions in their order. weights: `kill_score` or `none` (all 1).
+    balance_lengths: as in `choose_pairs`, over the questions in their order. balance_structure: pairs are left out as
+    `preference.balance.surplus` says, and counted as unbalanced. weights: `kill_score` or `none` (all 1).
     margin: how much more wrong the rejected side is than the chosen one (`preference.margins`).
 
     Questions whose kill score is below min_kill_score give no pair; one without a score (gold has no mutant that runs)
@@ -161,7 +169,7 @@ def build_pairs(examples: list[dict], candidates: list[dict], verdicts: list[dic
     """
     samples = judged_samples(candidates, verdicts)
     lead = 0 if balance_lengths else None
-    pairs, dropped = [], []
+    pairs, trust, dropped = [], [], []
     for example in examples:
         rows = samples.get(example["example_id"], [])
         if not rows:
@@ -198,9 +206,15 @@ def build_pairs(examples: list[dict], candidates: list[dict], verdicts: list[dic
             kept += 1
             lead = None if lead is None else lead + longer_by(pair)
             pairs.append(row)
+            trust.append(trusted)
         if kept < len(named):
             dropped.append({"example_id": example["example_id"], "reason": "low_kill_score",
                             "detail": f"{score} is below {min_kill_score}: {len(named) - kept} of {len(named)} pairs"})
+    if balance_structure:
+        left_out = surplus(pairs, trust)
+        dropped += [{"example_id": pairs[place]["example_id"], "reason": "unbalanced", "detail": ", ".join(
+            f"{name} {count:+d}" for name, count in sorted(structural_lead(pairs[place]).items()))} for place in left_out]
+        pairs = [pair for place, pair in enumerate(pairs) if place not in set(left_out)]
     return pairs, dropped
 
 

@@ -107,6 +107,7 @@ class Pairs(Section):
     chosen: Literal["sample", "gold", "sample-or-gold"]
     graded: bool
     balance_lengths: bool
+    balance_structure: bool
     weights: Literal["none", "kill_score"]
     min_kill_score: Share
     control: Literal["none", "flipped", "shuffled-rejected", "random-sides"]

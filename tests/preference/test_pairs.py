@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from preference.balance import lead, structure, surplus
 from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA, build_pairs, choose_pairs, edit_distance
 from reward.queries import canonical_sql
 from sft.artefacts import read_parquet, write_parquet
@@ -130,6 +131,9 @@ def test_equally_good_pairs_take_the_chosen_query_that_served_least():
     correct = [side(RIGHT, 0), side("SELECT name FROM pet WHERE 4 < age", 4), side("SELECT p.name FROM pet p", 5)]
     # How much the model likes the wrong query says nothing of the chosen one: each of the three serves once.
     assert chosen_by("hardest", correct=correct) == [(0, 2), (4, 3), (5, 1)]
+    # Of those that served as often, hardest takes the one that the model likes best.
+    assert chosen_by("hardest", correct=[side(RIGHT, 0, -3.0), side("SELECT name FROM pet WHERE 4 < age", 4, -2.0)]) == [
+        (4, 2), (0, 3), (4, 1)]
     # The nearest goes first whichever chosen query is in it; the last wrong one is as far (1 / 2) from 0 as from 4.
     assert chosen_by("nearest", correct=correct[:2]) == [(0, 3), (0, 1), (4, 2)]
 
@@ -477,6 +481,50 @@ def test_people_prefer_a_side_by_majority_in_labels_sqlite(tmp_path):
     assert [row["detail"] for row in dropped] == ["0.4 is below 0.5: 2 of 3 pairs"]
 
 
+# ----------------------------------------------------------------- structure
+
+
+def test_structure_counts_words_functions_and_signs_and_takes_names_and_values_together():
+    assert structure("select Max(age) from pet where name = 'SELECT x' and \"desc\" <> 3;") == {
+        "SELECT": 1, "MAX": 1, "(": 1, ")": 1, "FROM": 1, "WHERE": 1, "=": 1, "AND": 1, "<>": 1, "operand": 6}
+    assert structure(None) == structure("") == {}
+
+
+def of(*queries):
+    return [{"chosen_sql": chosen, "rejected_sql": rejected} for chosen, rejected in queries]
+
+
+def test_surplus_is_what_has_to_go_for_both_sides_to_have_as_much():
+    more, less = ("SELECT a", "SELECT a DESC"), ("SELECT a DESC", "SELECT a")
+    assert lead(of(more)[0]) == {"DESC": -1} and lead(of(("SELECT a", "SELECT b"))[0]) == {}
+    # Leads -1, -1, 0, +1: without the first they add up to 0.
+    assert surplus(of(more, more, ("SELECT a", "SELECT b"), less), [False] * 4) == [0]
+    assert surplus(of(more, more, less), [True, False, False]) == [1]
+    assert surplus(of(more, more, less), [True] * 3) == surplus([], []) == []
+    # DESC -2, LIMIT -2 and operand -2 in all: leaving out the last, which has one of each, takes the sum of squares from
+    # 12 to 3, the first to 9, the second to 6; then LIMIT and operand, which stand together, to 1; then DESC to 0.
+    assert surplus(of(more, ("SELECT a", "SELECT a LIMIT 1"), ("SELECT a", "SELECT a DESC LIMIT 1")), [False] * 3) == [0, 1, 2]
+
+
+def test_balance_of_structure_leaves_pairs_out_and_counts_them():
+    right, descending, joined = ("SELECT name FROM pet", "SELECT name FROM pet DESC", "SELECT pet.name FROM pet")
+    samples = {"e1": ((right, "correct"), (descending, "wrong")), "e2": ((right, "correct"), (descending, "wrong")),
+               "e3": ((descending, "correct"), (right, "wrong"), (joined, "wrong"))}
+    candidates, verdicts = [], []
+    for name, found in samples.items():
+        rows = sampled(*((sql, verdict, -1.0 - index, True) for index, (sql, verdict) in enumerate(found)), example_id=name)
+        candidates += rows[0]
+        verdicts += rows[1]
+    build = BUILD | {"strategy": "hardest", "per_question": 1, "balance_structure": True}
+    examples = [example(name) for name in samples]
+    pairs, dropped = build_pairs(examples, candidates, verdicts, **build)
+    assert [pair["example_id"] for pair in pairs] == ["e2", "e3"]
+    assert dropped == [{"example_id": "e1", "reason": "unbalanced", "detail": "DESC -1"}]
+    # What people prefer stays; another pair makes up for it.
+    pairs, dropped = build_pairs(examples, candidates, verdicts, **build, vouched=lambda pair: pair["example_id"] == "e1")
+    assert [pair["example_id"] for pair in pairs] == ["e1", "e3"] and [row["example_id"] for row in dropped] == ["e2"]
+
+
 # ------------------------------------------------------------ what always holds
 
 POOL = (RIGHT, NEAR, MIDDLE, FAR, "SELECT nme FROM pet", "SELECT name, age FROM pet", "SELECT 1")
@@ -503,7 +551,7 @@ def questions(draw):
 OPTIONS = st.fixed_dictionaries({
     "strategy": st.sampled_from(["nearest", "farthest", "random", "hardest"]), "per_question": st.integers(1, 3),
     "chosen": st.sampled_from(["sample", "gold", "sample-or-gold"]), "graded": st.booleans(),
-    "balance_lengths": st.booleans(), "weights": st.sampled_from(["none", "kill_score"]),
+    "balance_lengths": st.booleans(), "balance_structure": st.booleans(), "weights": st.sampled_from(["none", "kill_score"]),
     "min_kill_score": st.sampled_from([0.0, 0.5]), "seed": st.integers(0, 3), "schema_style": st.just("compact"),
 })
 
@@ -527,7 +575,10 @@ def test_what_holds_for_all_samples_and_options(rows, options, chance):
         mine = [canonical_sql(pair["rejected_sql"]) for pair in pairs if pair["example_id"] == name]
         assert len(mine) <= options["per_question"] and len(set(mine)) == len(mine)
         # A question gives pairs or a reason why not.
-        assert (not mine) == (name in [row["example_id"] for row in dropped])
+        reasons = [row["reason"] for row in dropped if row["example_id"] == name]
+        assert reasons if not mine else set(reasons) <= {"unbalanced"}
+    if options["balance_structure"]:
+        assert not surplus(pairs, [False] * len(pairs))
     chance.shuffle(candidates)
     chance.shuffle(verdicts)
     assert build_pairs(examples, candidates, verdicts, **options) == (pairs, dropped)
