@@ -46,12 +46,15 @@ def main() -> None:
 
 
 def run_arms(arguments) -> Path:
-    """Run what has no result yet; gives the folder of results. ValueError names the arms that failed, after all others."""
+    """Run what has no result yet; gives the folder of results.
+
+    Raises ValueError that names the arms that failed, and those whose samples could not be drawn, after all others.
+    """
     from functools import partial
 
     from preference import arms
     from preference.arm_run import Ablation
-    from preference.launcher import Launcher
+    from preference.launcher import Launcher, WorkFailed
     from sft.configuration import read_configuration
 
     config = read_configuration(arms.AblationConfig, arguments.config, arguments.settings)
@@ -59,7 +62,8 @@ def run_arms(arguments) -> Path:
     wanted = arms.chosen(runs, arguments.arms)
     launcher = Launcher(arguments.jobs, arguments.launch)
     ablation = Ablation(config, runs, arms.stage_one(config), launcher, arguments.overwrite)
-    todo = [run for run in wanted if not arms.is_finished(run.result, ablation.identity(run), arguments.overwrite)]
+    todo = [run for run in wanted
+            if not arms.is_finished(run.result, ablation.identity(run), arguments.overwrite, run.folder)]
     print(f"{len(wanted)} runs, {len(wanted) - len(todo)} of them have their result in {config.results}", flush=True)
 
     if not arms.is_finished(ablation.sft_result, ablation.sft_identity, arguments.overwrite):
@@ -68,8 +72,19 @@ def run_arms(arguments) -> Path:
         launcher.all({"sft": ablation.answer_sft}, "answered")
     # What several runs wait for goes first.
     samplers = {run.name: run for run in map(ablation.sampler, todo) if arguments.overwrite or not arms.sampled(run.folder)}
-    launcher.all({name: partial(ablation.sample, run) for name, run in samplers.items()}, "sampled")
-    launcher.all({run.name: partial(ablation.run_arm, run) for run in todo}, "finished")
+    failed = []
+    try:
+        launcher.all({name: partial(ablation.sample, run) for name, run in samplers.items()}, "sampled")
+    except WorkFailed as error:
+        left_out = [run.name for run in todo if ablation.sampler(run).name in error.names]
+        failed += [str(error), f"not run, since their samples are missing: {', '.join(left_out)}"]
+        todo = [run for run in todo if run.name not in left_out]
+    try:
+        launcher.all({run.name: partial(ablation.run_arm, run) for run in todo}, "finished")
+    except WorkFailed as error:
+        failed.append(str(error))
+    if failed:
+        raise ValueError("\n".join(failed))
     return Path(config.results)
 
 

@@ -15,7 +15,9 @@ from preference.arms import (
     SAMPLED,
     AblationConfig,
     ArmRun,
-    copy_step,
+    check_labels,
+    copy_steps,
+    has_step,
     identity,
     measured_identity,
     prepare_folder,
@@ -23,8 +25,8 @@ from preference.arms import (
     settings_of,
 )
 from preference.launcher import Launcher
-from preference.rounds import adapter_of
-from sft.artefacts import mark_path, write_json
+from preference.rounds import adapter_of, best_of, standings
+from sft.artefacts import content_hash, mark_path, write_json
 from sft.checkpoint import checkpoint_hash
 from sft.configuration import DpoConfig, read_configuration
 
@@ -60,17 +62,18 @@ class Ablation:
             self.stage(run, run.folder, cores, "--only", step, rounds=1)
 
     def share_samples(self, run: ArmRun, folder: Path) -> None:
-        """Make a run folder, with a copy of the samples and verdicts that belong to the run."""
+        """Make a run folder, with a copy of the samples and verdicts that belong to the run, and no pairs of other labels."""
         prepare_folder(folder, self.config, self.sft_config)
         source = self.sampler(run).folder
         if source != folder:
-            for name in SAMPLED:
-                copy_step(source / "round-1" / name, folder / "round-1" / name)
+            copy_steps(source / "round-1", folder / "round-1", SAMPLED, self.overwrite)
+        check_labels(folder, run.config.rounds, self.overwrite)
 
     def run_arm(self, run: ArmRun, cores: list[int]) -> None:
         """Train one arm with one seed, measure it and write its result.
 
-        `published` is what the stage publishes, with the guards as they are set. `last` is the adapter of the last step. Where
+        `published` is what the stage publishes after these rounds, with the guards as they are set (RUN/best can be of a later
+        round, of an earlier setting of `rounds`). `last` is the adapter of the last step. Where
         the guards gave back an earlier step, the stage leaves it in dpo/last; where they stopped training, or a later round
         started from what they gave back, the same training is done once more without them, in RUN/last.
         """
@@ -87,8 +90,8 @@ class Ablation:
                 self.stage(run, folder / "last", cores, **{"guards.stop": False, "guards.keep": "last"})
                 there = training_facts(folder / "last", rounds)
                 last, trained_s = adapter_of(folder / "last", there["rounds"]), trained_s + there["train_s"]
-        started = time.monotonic()
-        report, names = self.measure(folder, cores, {"last": last, "published": folder / "best"})
+        started, published = time.monotonic(), best_of(standings(folder, kept["rounds"])).adapter
+        report, names = self.measure(folder, cores, {"last": last, "published": published})
         write_json(run.result, {
             "arm": run.arm, "seed": run.seed, "settings": run.settings, "command": command, "commit": commit_of(folder),
             "data": self.config.measure.data, "n": report["n"], "questions": report["questions"],
@@ -112,7 +115,7 @@ class Ablation:
             models.setdefault(names[name], path)
         output, shared = self.measured_folder(folder), self.measured_folder(self.sft_folder)
         if output != shared:
-            copy_step(shared / "answers" / "sft.parquet", output / "answers" / "sft.parquet")
+            copy_steps(shared / "answers", output / "answers", ["sft.parquet"], self.overwrite)
             if (shared / "data-questions").exists() and not (output / "data-questions").exists():
                 os.symlink((shared / "data-questions").resolve(), output / "data-questions")
         base, asked = self.base, self.config.measure
@@ -127,7 +130,7 @@ class Ablation:
 
     def sft_answered(self) -> bool:
         """Whether the answers of SFT are there, which all arms are compared with."""
-        return mark_path(self.measured_folder(self.sft_folder) / "answers" / "sft.parquet").exists()
+        return has_step(self.measured_folder(self.sft_folder) / "answers" / "sft.parquet")
 
     def answer_sft(self, cores: list[int]) -> dict:
         """The report of the adapter that all arms start from; its answers are kept for them."""
@@ -157,13 +160,13 @@ class Ablation:
     def sft_result(self) -> Path:
         return Path(self.config.results) / "sft.json"
 
-    @property
+    @cached_property
     def sft_identity(self) -> dict:
         return measured_identity(self.config, self.base)
 
     def measured_folder(self, folder: Path) -> Path:
-        """Where a run's answers stand: results of other questions are measured beside them."""
-        return folder / "measured" / Path(self.config.results).name
+        """Where a run's answers stand: those to other questions, or measured otherwise, stand beside them."""
+        return folder / "measured" / f"{Path(self.config.results).name}-{content_hash(self.sft_identity)[:8]}"
 
 
 def guards_intervened(facts: dict) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,13 +13,17 @@ from typing import Annotated, Any
 from pydantic import Field
 from ruamel.yaml import YAML
 
-from preference.dpo import HOW_NOT_WHAT
-from sft.artefacts import atomic_path, content_hash, file_hash, mark_path
+from preference.rounds import round_folder
+from preference.training_inputs import what_counts, words_hash
+from sft.artefacts import atomic_path, content_hash, discard, file_hash, is_complete, mark_complete, mark_path
 from sft.checkpoint import checkpoint_hash
 from sft.configuration import DpoConfig, Limit, Section, read_configuration
-from sft.records import read_stage_configuration
+from sft.records import read_stage_configuration, recorded_configurations
+from sft.sources import identify, local_path
+from sft.splits import SPLITS
 
 SAMPLED = ("candidates.parquet", "verdicts.parquet")
+LABELS = "labels.sqlite"
 
 
 class Measure(Section):
@@ -133,27 +138,47 @@ def stage_one(config: AblationConfig) -> dict:
 
 def identity(run: ArmRun, config: AblationConfig) -> dict:
     """What a result depends on; a result file that holds the same is not made again. JSON values only."""
-    stage = run.config.model_dump(exclude={"run": True, "train": HOW_NOT_WHAT, "sample": {"batch_size"}, "judge": {"workers"}})
-    return json.loads(json.dumps({"stage_two": stage} | measured_identity(config, run.config)))
+    stage = run.config.model_dump(exclude={"run": True, "train": True, "sample": {"batch_size"}, "judge": {"workers"}})
+    own = run.folder / LABELS
+    return json.loads(json.dumps({"stage_two": stage | {"train": what_counts(run.config.train)},
+                                  "labels": words_hash(own if own.exists() else Path(config.run) / LABELS)}
+                                 | measured_identity(config, run.config)))
 
 
 def measured_identity(config: AblationConfig, stage: DpoConfig) -> dict:
     """What the figures of the SFT adapter depend on."""
-    data, shared = config.measure.data, Path(config.run)
-    file = shared / "data" / f"{data}.parquet" if data in ("train", "dev", "test") else Path(data)
-    return {"sft": checkpoint_hash(shared / "sft"), "data_hash": file_hash(file)[:16] if file.is_file() else None,
+    return {"sft": checkpoint_hash(Path(config.run) / "sft"), "data_hash": questions_hash(config),
             "measure": config.measure.model_dump(), "evaluate": stage.evaluate.model_dump(), "databases": stage.judge.databases,
             "precision": stage.train.precision}
 
 
-def is_finished(result: Path, wanted: dict, overwrite: bool) -> bool:
-    """Whether a result file is there for exactly this identity; ValueError where it is of another, unless `overwrite`."""
+def questions_hash(config: AblationConfig) -> str | None:
+    """What identifies the questions to measure on: bytes of a file, names and bytes of a folder's; None for a hub data set."""
+    data = config.measure.data
+    if data in SPLITS:
+        path = Path(config.run) / "data" / f"{data}.parquet"
+        return file_hash(path)[:16] if path.is_file() else None
+    path = local_path(data, "measure.data")
+    if path is None:
+        return None
+    return content_hash({split: identify(path, split) for split in SPLITS})[:16] if path.is_dir() else file_hash(path)[:16]
+
+
+def is_finished(result: Path, wanted: dict, overwrite: bool, folder: Path | None = None) -> bool:
+    """Whether a result file is there for exactly this identity; ValueError where it is of another, unless `overwrite`.
+
+    What older versions did not write down counts as null; train.micro_batch_size as what stage two was last run with in
+    `folder`, the arm's run folder, where that is there.
+    """
     if not result.exists():
         return False
     try:
-        found = json.loads(result.read_text(encoding="utf-8"))["identity"]
+        found = dict.fromkeys(wanted) | json.loads(result.read_text(encoding="utf-8"))["identity"]
     except (ValueError, KeyError, TypeError):
         found = {}
+    if folder and (train := (found.get("stage_two") or {}).get("train")) and "sft" in train.get("loss_type", ()):
+        last = recorded_configurations(folder).get("dpo", {}).get("train", {})
+        train.setdefault("micro_batch_size", last.get("micro_batch_size"))
     if found == wanted or overwrite:
         return found == wanted
     differing = [f"{section}: {found.get(section)!r} there, {value!r} now" for section, value in wanted.items()
@@ -175,7 +200,8 @@ def flat(values: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def prepare_folder(folder: Path, config: AblationConfig, sft_config: dict) -> None:
-    """A run folder whose `sft` and `data` are those of the shared run: links, and people's labels with them.
+    """A run folder whose `sft` and `data` are those of the shared run: links, and people's labels with them; config.yaml says how
+    stage one is configured there now.
 
     `data` is a folder with a link for each file: a file that stage two writes anew there (data/quarantine.jsonl, where people
     call gold wrong) takes the place of its link, and the shared run stays as it is.
@@ -184,28 +210,62 @@ def prepare_folder(folder: Path, config: AblationConfig, sft_config: dict) -> No
     if data.is_symlink():  # a link to the whole folder would lead what is written to the shared run
         data.unlink()
     data.mkdir(parents=True, exist_ok=True)
-    for name in ("sft", "labels.sqlite", *(f"data/{path.name}" for path in (shared / "data").iterdir())):
+    for name in ("sft", LABELS, *(f"data/{path.name}" for path in (shared / "data").iterdir())):
         link, target = folder / name, (shared / name).resolve()
         if link.is_symlink() and link.resolve() != target:
             raise ValueError(f"{link} leads to {link.resolve()}, and the shared run is {config.run}. Arms of one folder share "
                              "one SFT adapter. Choose another folder for these runs (--set runs=FOLDER).")
         if target.exists() and not link.exists():
             os.symlink(target, link)
-    if not (folder / "config.yaml").exists():
+    stages = recorded_configurations(folder)
+    if stages.get("sft") != sft_config:
         with atomic_path(folder / "config.yaml") as temporary, open(temporary, "w", encoding="utf-8") as file:
-            YAML().dump({"sft": sft_config}, file)
+            YAML().dump(stages | {"sft": sft_config}, file)
 
 
-def copy_step(source: Path, target: Path) -> None:
-    """Copy a finished step's file and then its mark, each as a whole; nothing where the target has the same mark already."""
-    if mark_path(target).exists() and mark_path(target).read_bytes() == mark_path(source).read_bytes():
-        return
-    mark_path(target).unlink(missing_ok=True)
-    for one, other in ((source, target), (mark_path(source), mark_path(target))):
-        with atomic_path(other) as temporary:
-            temporary.write_bytes(one.read_bytes())
+def copy_steps(source: Path, target: Path, names: Sequence[str], overwrite: bool) -> None:
+    """Copy finished steps' files and then their marks from folder to folder, each as a whole; none whose same mark is there.
+
+    Raises ValueError, before anything is copied, where the target holds work of other inputs, unless `overwrite`.
+    """
+    marks = {name: json.loads(mark_path(source / name).read_text(encoding="utf-8")) for name in names}
+    for name, mark in marks.items():
+        is_complete(target / name, mark["inputs"], overwrite)
+    for name, mark in marks.items():
+        place = mark_path(target / name)
+        if has_step(target / name) and json.loads(place.read_text(encoding="utf-8")) == mark:
+            continue
+        place.unlink(missing_ok=True)
+        with atomic_path(target / name) as temporary:
+            temporary.write_bytes((source / name).read_bytes())
+        mark_complete(target / name, mark["inputs"], mark["rows"])
+
+
+def has_step(file: Path) -> bool:
+    """Whether a step's file is there, and complete."""
+    return file.exists() and mark_path(file).exists()
 
 
 def sampled(folder: Path) -> bool:
     """Whether the first round's candidates and verdicts are finished."""
-    return all(mark_path(folder / "round-1" / name).exists() for name in SAMPLED)
+    return all(has_step(folder / "round-1" / name) for name in SAMPLED)
+
+
+def check_labels(folder: Path, rounds: int, overwrite: bool) -> None:
+    """Have the pairs of an arm built anew where people's labels have changed since. The stage itself does not ask for that: there
+    people label the pairs that stand there, and apply their labels to them.
+
+    Raises ValueError for such pairs unless `overwrite`.
+    """
+    words = words_hash(folder / LABELS)
+    for number in range(1, rounds + 1):
+        pairs = round_folder(folder, number) / "pairs.parquet"
+        if not has_step(pairs):
+            continue
+        there = json.loads(mark_path(pairs).read_text(encoding="utf-8"))["rows"].get("labels")
+        if there != words and not overwrite:
+            raise ValueError(f"{pairs} was built with other labels of people (hash {there}; None: none, or not recorded) than "
+                             f"{folder / LABELS} holds now ({words}). Finished work is not overwritten: choose other folders "
+                             "(--set runs=FOLDER results=FOLDER), or add --overwrite to build the pairs anew and train on them.")
+        if there != words:
+            discard(pairs)

@@ -12,8 +12,6 @@ import sys
 from pathlib import Path
 
 STEPS = ("sample", "judge", "pairs", "train")
-# Keys that change how a result is computed, not which result: a run may go on with others.
-HOW_NOT_WHAT = {"micro_batch_size", "share_prompts", "save_steps", "gradient_checkpointing", "attention"}
 
 
 def main() -> None:
@@ -77,6 +75,7 @@ def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: boo
     from preference.publication import publish_best
     from preference.rounds import adapter_of, round_folder
     from preference.sampling import judge, print_yield, sample
+    from preference.training_inputs import as_recorded, discard_without_pairs, training_inputs, words_hash
     from sft import ranks
     from sft.artefacts import (
         content_hash,
@@ -161,30 +160,31 @@ def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: boo
         inputs = {"candidates": output_of(candidates, "sample"), "verdicts": output_of(verdicts, "judge"),
                   "seed": config.seed, **config.pairs.model_dump()}
         if pending("pairs", pairs_file, inputs) and ranks.is_main():
-            found = examples, read_parquet(candidates), read_parquet(verdicts)
+            found, words = (examples, read_parquet(candidates), read_parquet(verdicts)), words_hash(labels_file)
             rows, dropped = build_pairs(*found, seed=config.seed, schema_style=schema_style,
                                         vouched=preferred_by_people(folder), **config.pairs.model_dump(exclude={"control"}))
             rows, dropped = with_peoples_words(rows, dropped, folder, *found, schema_style)
             rows, dropped = as_control(config.pairs.control, rows, dropped, *found[1:], seed=config.seed)
             write_parquet(place / "dropped.parquet", dropped, DROPPED_SCHEMA)
             write_parquet(pairs_file, rows, PAIRS_SCHEMA)
-            mark_complete(pairs_file, inputs, {"pairs": len(rows), "dropped": len(dropped)})
+            mark_complete(pairs_file, inputs, {"pairs": len(rows), "dropped": len(dropped), "labels": words})
         ranks.barrier()
         if ranks.is_main():
             print_yield(place)
 
     # ------------------------------------------------------------------ train
     if "train" in steps:
-        inputs = {"pairs": output_of(pairs_file, "pairs"), "checkpoint": weights, "prompt_hash": prompt,
-                  "seed": config.seed, "train": config.train.model_dump(exclude=HOW_NOT_WHAT | {"label_noise"}),
-                  "max_new_tokens": config.evaluate.max_new_tokens, "guards": config.guards.model_dump()}
-        pairs = read_parquet(pairs_file)
+        inputs = training_inputs(config, stage, number, output_of(pairs_file, "pairs"), weights)
+        pairs, trained = read_parquet(pairs_file), place / "dpo"
         if not pairs:
+            if ranks.is_main():
+                discard_without_pairs(trained, inputs, overwrite)
             return False
         if config.train.label_noise is not None:
             share = label_smoothing(config.train.label_noise, pairs_file, labels_file) if ranks.is_main() else None
             inputs["label_smoothing"] = ranks.gather(share)[0]
-        if pending("train", place / "dpo", inputs):
+        inputs = as_recorded(inputs, trained, stage.last_settings)
+        if pending("train", trained, inputs):
             from preference.dpo_stage import train_round
 
             train_round(config, sft_config, folder, number, tokenizer, pairs, inputs)

@@ -18,6 +18,19 @@ from sft import ranks
 PROJECT = Path(__file__).parents[1]
 
 
+class WorkFailed(ValueError):
+    """Some pieces of work failed; the text says how. `names` are theirs."""
+
+    def __init__(self, failed: dict[str, Exception], count: int, done: str):
+        told = "\n".join(f"{name}: {error}" for name, error in failed.items())
+        text = f"{len(failed)} of {count} could not be {done}:\n{told}"
+        if "--set run=FOLDER" in text:  # a stage's own advice
+            text += ("\nFor arms, another folder is --set runs=FOLDER results=FOLDER, and --overwrite is an option of "
+                     "preference/ablate.py, too.")
+        super().__init__(text)
+        self.names = set(failed)
+
+
 def shares_of_cores(jobs: int) -> list[list[int]]:
     """The numbers of this process's cores in `jobs` equal shares; empty ones where the system binds no process to cores.
 
@@ -66,14 +79,16 @@ class Launcher:
             # The log is appended to: what an earlier attempt said is not told again.
             said = log.read_bytes()[began:].decode(errors="replace").replace("\r", "\n").strip().splitlines()
             told = [line for line in said if line.startswith("error: ")] or said or ["(no output)"]
-            raise ValueError(f"accelerate launch {words[0]} ended with exit status {status}: {told[-1][:1000]}\n"
+            # What to do about it stands at the end.
+            last = told[-1] if len(told[-1]) <= 1000 else f"{told[-1][:650]} ... {told[-1][-350:]}"
+            raise ValueError(f"accelerate launch {words[0]} ended with exit status {status}: {last}\n"
                              f"  Everything that it printed is in {log}. Mend that and run the same command again; what is "
                              "finished stays.")
 
     def all(self, work: dict[str, Callable[[list[int]], None]], done: str) -> None:
         """Call each piece of work with its share of the cores, telling progress and the time left.
 
-        Raises ValueError that names those that failed, once all the others are through.
+        Raises WorkFailed with those that failed, once all the others are through.
         """
         places: queue.Queue[list[int]] = queue.Queue()
         for share in self.shares:
@@ -109,5 +124,4 @@ class Launcher:
             pool.shutdown(cancel_futures=True)
             signal.signal(signal.SIGTERM, asked_to_end)
         if failed:
-            raise ValueError(f"{len(failed)} of {len(work)} could not be {done}:\n" + "\n".join(
-                f"{name}: {error}" for name, error in failed.items()))
+            raise WorkFailed(failed, len(work), done)

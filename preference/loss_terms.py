@@ -7,8 +7,9 @@ the two part, the log-probability of a completion under either model is sum over
     loss of a pair = weight * l(beta * delta - margin_scale * margin),    l(z) = -log sigmoid(z) for `sigmoid`
 
 averaged over the pairs of a micro-batch; with margin_scale 0 and all weights 1 it is trl's own. The sft term leaves out graded
-pairs, whose chosen query is wrong, too. `margin`, from 0 to 1, says how wrong the rejected query is: the worse it is, the further
-the two sides have to part before the loss lets go of them. The offset is a shift of the reference's log-probability of the
+pairs, whose chosen query is wrong, too; it is trl's mean over the chosen tokens of a micro-batch, whose size therefore is part of
+the result. `margin`, from 0 to 1, says how wrong the rejected query is: the worse it is, the further the two sides have to part
+before the loss lets go of them. The offset is a shift of the reference's log-probability of the
 rejected side by -margin_scale * margin / beta, so it is for sigmoid and hinge alone: `robust` would have it with the wrong sign
 in its term for a swapped pair, the others average over tokens, or take each side by itself.
 Source of the margin: Amini et al. 2024, "Direct Preference Optimization with an Offset", arXiv 2402.10571. Their offset is a

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count as counted_from
 from pathlib import Path
 
-from sft.artefacts import mark_path, read_parquet
+from sft.artefacts import content_hash, mark_path, read_parquet
 from sft.checkpoint import checkpoint_hash, read_provenance
 
 
@@ -29,19 +29,42 @@ def is_finished(run: Path, number: int) -> bool:
 
 def consecutive_rounds(run: Path, last: int | None) -> list[int]:
     """The finished rounds from 1 to `last` (None: all), as far as each started from the adapter that the one before ends with
-    now.
+    now, and that was trained with the same inputs then.
 
     What stands in later folders was made from adapters that are no longer there, with other settings.
     """
     found = []
     for number in counted_from(1) if last is None else range(1, last + 1):
-        before, adapter = adapter_of(run, number - 1), adapter_of(run, number)
-        if not (is_finished(run, number - 1) and is_finished(run, number)):
-            break
-        if read_provenance(adapter).get("start_checkpoint") != checkpoint_hash(before):
+        if not (is_finished(run, number - 1) and is_finished(run, number) and _follows(run, number)):
             break
         found.append(number)
     return found
+
+
+def _follows(run: Path, number: int) -> bool:
+    """Whether a finished round started from what the round before is now: its weights, and what those were trained with.
+
+    Guards can give back the same weights under other settings. A mark that an older version wrote does not know the inputs of
+    the round before; there the settings of both must agree, as they do in a run of several rounds.
+    """
+    if read_provenance(adapter_of(run, number)).get("start_checkpoint") != checkpoint_hash(adapter_of(run, number - 1)):
+        return False
+    if number == 1:
+        return True
+    own, before = (_inputs(run, one) for one in (number, number - 1))
+    if "before" in own:
+        return own["before"] == inputs_hash(run, number - 1)
+    return (own.get("train", {}).items() <= before.get("train", {}).items()
+            and all(own.get(key) == before.get(key) for key in ("seed", "max_new_tokens", "guards")))
+
+
+def _inputs(run: Path, number: int) -> dict:
+    return json.loads(mark_path(adapter_of(run, number)).read_text(encoding="utf-8"))["inputs"]
+
+
+def inputs_hash(run: Path, number: int) -> str:
+    """What identifies the inputs of a finished round's training, and with them those of the rounds before it."""
+    return content_hash(_inputs(run, number))[:16]
 
 
 def is_sampled(run: Path, number: int) -> bool:

@@ -164,8 +164,10 @@ def _begun_path(target: Path) -> Path:
     return mark_path(target).with_name(mark_path(target).name.replace("complete.json", "begun.json"))
 
 
-def mark_complete(target: Path, inputs: dict, rows: dict[str, int]) -> None:
-    """Say that `target` is completely written: its inputs and row counts, as the last file, by atomic rename."""
+def mark_complete(target: Path, inputs: dict, rows: dict) -> None:
+    """Say that `target` is completely written: its inputs, row counts and what else it tells, as the last file, by atomic
+    rename.
+    """
     write_json(mark_path(target), {"inputs": inputs, "rows": rows})
     _begun_path(target).unlink(missing_ok=True)
 

@@ -45,13 +45,18 @@ def save_configuration(folder: Path, stage: str, config: dict) -> None:
     write_json(folder / "versions.json", versions())
 
 
+def recorded_configurations(folder: Path) -> dict[str, dict]:
+    """{stage: its resolved configuration} as RUN/config.yaml has them; {} where there is no such file."""
+    path = folder / "config.yaml"
+    return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
 def read_stage_configuration(folder: Path, stage: str, command: str) -> dict:
     """A stage's resolved configuration from RUN/config.yaml; ValueError, with its `command`, where it has not run there."""
-    path = folder / "config.yaml"
-    stages = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    stages = recorded_configurations(folder)
     if stage not in stages:
         raise ValueError(
-            f"{folder} holds no finished `{stage}` stage (no {path}, or no {stage} in it). Make it first:\n"
+            f"{folder} holds no finished `{stage}` stage (no {folder / 'config.yaml'}, or no {stage} in it). Make it first:\n"
             f"  {command}"
         )
     return stages[stage]

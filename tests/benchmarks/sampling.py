@@ -6,7 +6,7 @@ Cases: `short` (8 samples a prompt of about 90 tokens), `long` (16 samples a pro
 another), `schema` (the same with ten questions on each schema), `growth` (ours alone, a shard of questions and ten).
 `generate` is set as well as its public options allow: the model's own number format, sdpa attention, prompts sorted by
 length, num_return_sequences, and the best of the row counts tried. `--quick` gives `generate` fewer prompts of the same
-kind, both at most 64 tokens, and compares rates. Counted are the tokens kept, up to the first end token.
+kind, both at most 40 new tokens, and compares rates. Counted are the tokens kept, up to the first end token.
 On a machine that others use too, the ratio by processor time says more than that by the clock.
 
 Compared are also the outputs: our log-probabilities with those of a plain forward pass over the same tokens, and mean
@@ -58,7 +58,8 @@ def main() -> None:
                                              merge=True, place=ranks.device())
     sides = {"ours": ours, "generate": plain}
     found = {"model": arguments.model, "dtype": str(model.dtype), "device": str(model.device),
-             "threads": ranks.threads_per_rank(), "settings": {"max_new_tokens": MAX_NEW_TOKENS, **SETTINGS}}
+             "threads": ranks.threads_per_rank(),
+             "settings": {"max_new_tokens": QUICK_NEW_TOKENS if arguments.quick else MAX_NEW_TOKENS, **SETTINGS}}
     for case in arguments.cases:
         found[case] = growth(model, tokenizer, arguments.quick) if case == "growth" else compare(
             model, tokenizer, case, arguments, sides)

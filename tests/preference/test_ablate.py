@@ -19,8 +19,10 @@ from ruamel.yaml import YAML
 
 from preference import ablate, arms, compare_models, dpo, launcher
 from preference.arm_results import compared, markdown, read_results, summary, training_facts
+from preference.inspection.labels import LabelFile
 from preference.report import summarise
-from sft.artefacts import atomic_path, mark_complete, mark_path, write_json
+from preference.training_inputs import words_hash
+from sft.artefacts import atomic_path, is_complete, mark_complete, mark_path, recorded_inputs, write_json
 from sft.checkpoint import checkpoint_hash
 from sft.configuration import read_configuration
 
@@ -37,6 +39,7 @@ def adapter(folder: Path, right: str, **provenance) -> Path:
     write_json(folder / "adapter_config.json", {})
     write_json(folder / "provenance.json", {"base_fingerprint": "base", **provenance})
     (folder / "adapter_model.safetensors").write_text(right)
+    write_json(folder / "training.json", {"log": [], "dev_after": {"execution_accuracy": right.count("1") / N}})
     return folder
 
 
@@ -68,12 +71,15 @@ def stages(monkeypatch):
 
     Gives the list of what was run: (folder, step, configuration), or (folder, "measure", names of the models).
 
-    stages.broken: a folder's name whose training fails; stages.without_pairs: one whose round has no pair. stages.kept: the
-    step whose adapter the guards keep, of 6; stages.stopped: whether they stopped training there.
+    stages.broken: a folder's name whose training fails, or whose step stages.broken_step; stages.without_pairs: one whose round
+    has no pair. stages.kept: the step whose adapter the guards keep, of 6; stages.stopped: whether they stopped training there.
+    stages.best: what a later round left published.
     """
 
     class Calls(list):
         broken: str | None = None
+        broken_step = "all"
+        best: str | None = None
         without_pairs: str | None = None
         kept = 6
         stopped: str | None = None
@@ -92,7 +98,7 @@ def stages(monkeypatch):
         step = "all" if steps == dpo.STEPS else steps[0]
         run, place = Path(config.run), Path(config.run) / "round-1"
         calls.append((run.name, step, config))
-        if run.name == calls.broken and step == "all":
+        if (run.name, step) == (calls.broken, calls.broken_step):
             raise ValueError("the machine was switched off")
         if run.name == calls.without_pairs and step == "all":
             raise ValueError("round 1 has no pairs")
@@ -100,10 +106,14 @@ def stages(monkeypatch):
         for name, of in (("candidates", "sample"), ("verdicts", "judge"), ("pairs", "pairs")):
             file = place / f"{name}.parquet"
             if step == of or (name == "pairs" and step == "all"):
-                assert not mark_path(file).exists() or name == "pairs", f"{file} was made twice"
+                assert overwrite or not mark_path(file).exists() or name == "pairs", f"{file} was made twice"
+                inputs = {"seed": config.seed, "temperature": config.sample.temperature}
+                if is_complete(file, inputs, overwrite):
+                    continue
                 file.parent.mkdir(exist_ok=True)
                 file.write_text(name + str(config.seed))
-                mark_complete(file, {}, {"pairs": PAIRS[arm.partition("-")[0]], "seconds": 30})
+                mark_complete(file, inputs, {"pairs": PAIRS[arm.partition("-")[0]], "seconds": 30,
+                                             "labels": words_hash(run / "labels.sqlite")})
             elif step in ("pairs", "all"):
                 assert mark_path(file).exists(), f"{file} is missing"
         if step == "all":
@@ -116,9 +126,10 @@ def stages(monkeypatch):
             rows = [{"step": number, "chosen_logp": -0.5 + number / 60} for number in (0, 3, 6)]
             write_json(place / "dpo" / "training.json", {
                 "steps": 6, "kept_step": kept, "stopped": stopped, "guards": rows, "start": {}, "duration_s": 100.0,
-                "pairs": PAIRS[arm.partition("-")[0]], "peak_memory_bytes": 5})
+                "pairs": PAIRS[arm.partition("-")[0]], "peak_memory_bytes": 5,
+                "dev_after": {"execution_accuracy": (RIGHT[arm] if kept == 6 else RIGHT["sft"]).count("1") / N}})
             mark_complete(place / "dpo", {}, {})
-            adapter(run / "best", RIGHT["sft"] if last else (place / "dpo" / "adapter_model.safetensors").read_text())
+            adapter(run / "best", calls.best or (place / "dpo" / "adapter_model.safetensors").read_text())
             write_json(run / "versions.json", {"git_commit": "abc"})
             quarantine = run / "data" / "quarantine.jsonl"
             with atomic_path(quarantine) as temporary:  # as people's word on gold is written
@@ -133,6 +144,8 @@ def stages(monkeypatch):
         assert (run / "data" / "dev.parquet").exists()
         if run.name == "sft":
             assert compare_models.run_facts(run)["config"] == {"sft": {"model": "embedded"}}, "a folder of measures alone"
+        if arguments.data.endswith(".jsonl"):
+            (output / "data-questions").mkdir(parents=True, exist_ok=True)
         kept = output / "answers" / "sft.parquet"
         assert kept.exists() == (run.name != "sft"), "SFT answers once, and all arms take its answers"
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -262,8 +275,110 @@ def test_a_result_of_other_settings_is_not_overwritten_unasked(project, stages, 
     assert code.startswith("error: results/gold-seed0.json was measured with other settings (") and not stages
     assert "train.beta: 0.1 there, 0.3 now" in code and "--overwrite to run this arm anew" in code
     # How the work is cut up changes no result.
-    settings = ["--arms", "gold", "--set", "settings={train.steps: 6, train.micro_batch_size: 2, judge.workers: 1}"]
+    settings = ["--arms", "gold", "--set", "settings={train.steps: 6, train.share_prompts: false, judge.workers: 1}"]
     assert run(monkeypatch, capsys, *settings)[0] is None and not stages
+
+
+def test_the_micro_batch_is_part_of_a_result_with_the_sft_loss_alone(project, stages, monkeypatch, capsys):
+    run(monkeypatch, capsys, "--arms", "gold")
+    stages.clear()
+    smaller = ["--arms", "gold", "--set", "settings={train.steps: 6, train.micro_batch_size: 2}"]
+    code, _ = run(monkeypatch, capsys, *smaller)
+    assert "train.micro_batch_size: 4 there, 2 now" in code and not stages
+    # A result of an older version: its run folder tells which it was.
+    result = project / "results/gold-seed0.json"
+    older = json.loads(result.read_text())
+    del older["identity"]["stage_two"]["train"]["micro_batch_size"], older["identity"]["labels"]
+    write_json(result, older)
+    code, _ = run(monkeypatch, capsys, "--arms", "gold")
+    assert "train.micro_batch_size: None there, 4 now" in code
+    YAML().dump({"sft": {"model": "embedded"}, "dpo": {"train": {"micro_batch_size": 4}}},
+                project / "runs/arms/gold-seed0/config.yaml")
+    assert run(monkeypatch, capsys, "--arms", "gold")[0] is None and not stages
+    code, _ = run(monkeypatch, capsys, *smaller)
+    assert "train.micro_batch_size: 4 there, 2 now" in code
+    sigmoid = "arms.gold.settings={train.loss_type: [sigmoid], train.loss_weights: [1.0]}"
+    for size in (4, 2):
+        settings = ["--set", sigmoid, "results=sigmoid", "runs=runs/sigmoid", f"settings={{train.micro_batch_size: {size}}}"]
+        assert run(monkeypatch, capsys, "--arms", "gold", *settings)[0] is None
+    assert [step for name, step, _ in stages if name == "gold-seed0"].count("all") == 1
+
+
+def test_peoples_labels_are_part_of_a_result(project, stages, monkeypatch, capsys):
+    run(monkeypatch, capsys, "--arms", "gold")
+    pairs = project / "runs/arms/gold-seed0/round-1/pairs.parquet"
+    older = json.loads(mark_path(pairs).read_text())
+    del older["rows"]["labels"]  # as versions before wrote it
+    write_json(mark_path(pairs), older)
+    assert run(monkeypatch, capsys, "--arms", "gold", "--set", "results=again")[0] is None
+    labels = LabelFile(project / "runs/shared/labels.sqlite")
+    labels.add("pair", "ada", "gold_wrong")
+    labels.close()
+    words = words_hash(labels.path)
+    code, _ = run(monkeypatch, capsys, "--arms", "gold")
+    assert code.startswith("error: results/gold-seed0.json was measured with other settings (labels: None there, ")
+    code, _ = run(monkeypatch, capsys, "--arms", "gold", "--set", "results=labelled")
+    assert "pairs.parquet was built with other labels of people (hash None; " in code
+    assert pairs.exists() and not (project / "labelled/gold-seed0.json").exists()
+    assert run(monkeypatch, capsys, "--arms", "gold", "--overwrite")[0] is None
+    assert json.loads(mark_path(pairs).read_text())["rows"]["labels"] == words
+    assert json.loads((project / "results/gold-seed0.json").read_text())["identity"]["labels"] == words
+
+
+def test_what_is_measured_as_published_is_of_the_rounds_that_were_asked_for(project, stages, monkeypatch, capsys):
+    """RUN/best is the best of all rounds that are there: here of one that a larger `rounds` left."""
+    stages.best = "11111111"
+    assert run(monkeypatch, capsys, "--arms", "default", "--set", "arms.default.seeds=[0]")[0] is None
+    result = json.loads((project / "results/default-seed0.json").read_text())
+    assert (result["published_is"], result["models"]["published"]["right"]) == ("last", RIGHT["default-seed0"])
+
+
+def test_arms_whose_samples_could_not_be_drawn_stop_no_other(project, stages, monkeypatch, capsys):
+    stages.broken, stages.broken_step = "default-seed0", "judge"
+    code, printed = run(monkeypatch, capsys)
+    assert code == ("error: 1 of 2 could not be sampled:\ndefault-seed0: error: the machine was switched off\n"
+                    "not run, since their samples are missing: default-seed0, gold-seed0")
+    assert "[1/1] default-seed1: finished" in printed
+    assert {path.name for path in (project / "results").iterdir()} == {"sft.json", "default-seed1.json"}
+
+
+def test_samples_of_an_arms_own_are_not_overwritten_unasked(project, stages, monkeypatch, capsys):
+    run(monkeypatch, capsys, "--arms", "gold", "--set", "arms.gold.settings={sample.temperature: 0.7}")
+    own = project / "runs/arms/gold-seed0/round-1/candidates.parquet"
+    code, _ = run(monkeypatch, capsys, "--arms", "gold", "--set", "results=again")
+    assert "candidates.parquet was made with other settings or inputs (temperature: 0.7 there, 1.0 now)" in code
+    assert code.endswith("For arms, another folder is --set runs=FOLDER results=FOLDER, and --overwrite is an option of "
+                         "preference/ablate.py, too.")
+    assert recorded_inputs(own)["temperature"] == 0.7 and own.exists()
+    assert run(monkeypatch, capsys, "--arms", "gold", "--overwrite", "--set", "results=again")[0] is None
+    assert recorded_inputs(own)["temperature"] == 1.0 and own.read_text() == "candidates0"
+
+
+def test_marks_without_their_files_are_no_samples(project, stages, monkeypatch, capsys):
+    run(monkeypatch, capsys, "--arms", "gold")
+    sampler, own = (project / f"runs/arms/{name}-seed0" for name in ("default", "gold"))
+    for folder, finished in ((own, False), (sampler, True)):
+        assert arms.sampled(folder)
+        (folder / "round-1/verdicts.parquet").unlink()
+        assert not arms.sampled(folder) and mark_path(folder / "round-1/verdicts.parquet").exists()
+        if not finished:
+            arms.copy_steps(sampler / "round-1", own / "round-1", arms.SAMPLED, overwrite=False)
+            assert arms.sampled(own)
+
+
+def test_the_questions_of_a_folder_are_known_by_their_content(project):
+    config = read_configuration(arms.AblationConfig, project / "ablation.yaml", ["measure.data=asked"])
+    (project / "asked").mkdir()
+    found = []
+    for name, text in (("test.jsonl", "one"), ("test.jsonl", "two"), ("dev.jsonl", "one")):
+        (project / "asked" / name).write_text(text)
+        found.append(arms.questions_hash(config))
+    assert len(set(found)) == 3 and None not in found
+    config.measure.data = "owner/name"
+    assert arms.questions_hash(config) is None
+    config.measure.data = "none.jsonl"
+    with pytest.raises(ValueError, match="measure.data: there is no file or folder none.jsonl"):
+        arms.questions_hash(config)
 
 
 def test_arms_with_other_sampling_sample_for_themselves(project, stages, monkeypatch, capsys):
@@ -347,20 +462,35 @@ def test_data_that_was_linked_as_a_whole_is_linked_file_by_file(project):
         arms.prepare_folder(folder, config, {})
 
 
+def test_a_run_folder_tells_of_stage_one_as_it_is_now(project):
+    config, folder = read_configuration(arms.AblationConfig, project / "ablation.yaml", []), project / "runs/old"
+    arms.prepare_folder(folder, config, {"model": "embedded"})
+    YAML().dump({"sft": {"model": "embedded"}, "dpo": {"seed": 3}}, folder / "config.yaml")
+    arms.prepare_folder(folder, config, {"model": "another"})
+    assert arms.recorded_configurations(folder) == {"sft": {"model": "another"}, "dpo": {"seed": 3}}
+
+
 def test_trained_arms_are_measured_on_other_questions_too(project, stages, monkeypatch, capsys):
     run(monkeypatch, capsys, "--arms", "gold")
     asked = stages.asked
+    (project / "dev.jsonl").write_text("{}")
     assert (asked.data, asked.limit, asked.columns, asked.max_new_tokens, asked.databases) == ("dev", None, [], 96, "both")
-    (project / "runs/arms/sft/measured/report/data-questions").mkdir(parents=True)  # what a file's rows are audited into
     settings = ["results=report", "measure={data: dev.jsonl, columns: {gold: query}, limit: 5}"]
     assert run(monkeypatch, capsys, "--arms", "gold", "--set", *settings)[0] is None
     assert (stages.asked.data, stages.asked.limit, stages.asked.columns) == ("dev.jsonl", 5, ["gold=query"])
-    assert stages.asked.output == Path("runs/arms/gold-seed0/measured/report")
-    assert (stages.asked.output / "data-questions").resolve() == project / "runs/arms/sft/measured/report/data-questions"
+    assert stages.asked.output.parent == Path("runs/arms/gold-seed0/measured")
+    # What a file's rows are audited into is made once.
+    audited = project / "runs/arms/sft/measured" / stages.asked.output.name / "data-questions"
+    assert audited.exists() and (stages.asked.output / "data-questions").resolve() == audited
     # The same run folder, so nothing is sampled again, and training finds itself complete.
     assert [step for name, step, _ in stages].count("sample") == 1
     assert json.loads((project / "report/gold-seed0.json").read_text())["data"] == "dev.jsonl"
     assert (project / "results/gold-seed0.json").exists()
+    # Results folders of one name, about different questions, keep answers of their own.
+    settings = ["results=other/report", "measure={data: dev.jsonl, columns: {gold: query}, limit: 6}"]
+    outputs = {stages.asked.output}
+    assert run(monkeypatch, capsys, "--arms", "gold", "--set", *settings)[0] is None
+    assert stages.asked.output not in outputs and stages.asked.output.name.startswith("report-")
 
 
 def test_a_set_that_is_stopped_stops_its_commands(tmp_path):
@@ -401,6 +531,15 @@ def test_a_failure_is_not_told_in_the_words_of_an_earlier_attempt(tmp_path):
         with pytest.raises(ValueError, match=re.escape(f": {told}\n")):
             started.call(tmp_path, [], "stage.py")
     assert (tmp_path / "ablate.log").read_text() == "error: no room\nKilled\n", "the log keeps all attempts"
+
+
+def test_what_to_do_is_told_however_long_a_message_is(tmp_path):
+    started = launcher.Launcher(1, None)
+    words = f"error: made with other settings {'x' * 2000}: choose another folder (--set run=FOLDER)"
+    started.accelerate = [sys.executable, "-c", f"import sys; sys.exit({words!r})"]
+    with pytest.raises(launcher.WorkFailed, match=r"x \.\.\. x.*run=FOLDER\)\n.*\nFor arms, .* runs=FOLDER results=") as told:
+        started.all({"arm": lambda cores: started.call(tmp_path, cores, "stage.py")}, "done")
+    assert told.value.names == {"arm"} and len(str(told.value)) < 1600
 
 
 def test_calls_that_run_at_once_do_not_meet_on_one_port(tmp_path):

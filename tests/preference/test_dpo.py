@@ -1,6 +1,7 @@
 """The steps of a round: what each is made for, and what is made anew."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from preference.inspection.labels import LabelFile
 from preference.inspection.training import refused_questions
 from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA
 from preference.preparation import Prepared
+from preference.rounds import inputs_hash
 from preference.sampling import CANDIDATES_SCHEMA, VERDICTS_SCHEMA
 from sft.artefacts import mark_complete, write_json, write_parquet
 from sft.configuration import DpoConfig, read_configuration
@@ -33,7 +35,7 @@ def stage(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.parquet").touch()
     examples = [{"example_id": name, "context": "CREATE TABLE pet (name TEXT)"} for name in "abcd"]
-    return Prepared(tmp_path, {"trust_remote_code": False}, None, "compact", 256, "p", examples)
+    return Prepared(tmp_path, {"trust_remote_code": False}, None, "compact", 256, "p", examples, {})
 
 
 @pytest.fixture
@@ -80,6 +82,48 @@ def test_overwrite_keeps_what_is_equal_and_says_how_to_make_it_anew(stage, capsy
     assert f"pairs: {pairs} is complete for these settings; to make it anew all the same, delete it\n" in capsys.readouterr().out
     pairs.unlink()
     assert made(("pairs",), False) and pairs.with_suffix(".complete.json").exists()
+
+
+def test_a_round_that_has_no_pairs_any_more_keeps_no_adapter_of_other_pairs(stage):
+    config, place = read_configuration(DpoConfig, CONFIGURATION, [f"run={stage.folder}"]), stage.folder / "round-1"
+    write_parquet(place / "verdicts.parquet", [], VERDICTS_SCHEMA)
+    write_parquet(place / "pairs.parquet", [], PAIRS_SCHEMA)
+    mark_complete(place / "pairs.parquet", {}, {})
+    assert not run_round(config, stage, 1, ("train",), False) and not (place / "dpo").exists()
+    shutil.copytree(stage.folder / "sft", place / "dpo")
+    mark_complete(place / "dpo", {"pairs": "others"}, {})
+    with pytest.raises(ValueError, match="dpo was made with other settings or inputs .*pairs: 'others' there"):
+        run_round(config, stage, 1, ("train",), False)
+    assert (place / "dpo" / "adapter_model.safetensors").exists()
+    assert not run_round(config, stage, 1, ("train",), True) and not (place / "dpo").exists()
+
+
+def test_training_is_made_for_the_inputs_of_the_round_before(stage, monkeypatch):
+    """And a mark of an older version, which names neither those nor the micro-batch, holds where the rest is the same."""
+    begun = []
+    monkeypatch.setattr("preference.dpo_stage.train_round", lambda *arguments: begun.append(arguments[-1]))
+    monkeypatch.setattr("preference.publication.publish_best", lambda *_, **__: None)
+    for number in (1, 2):
+        place = stage.folder / f"round-{number}"
+        write_parquet(place / "verdicts.parquet", [], VERDICTS_SCHEMA)
+        write_parquet(place / "dropped.parquet", [], DROPPED_SCHEMA)
+        write_parquet(place / "pairs.parquet", [{"example_id": "a"}], PAIRS_SCHEMA)
+        mark_complete(place / "pairs.parquet", {}, {})
+    shutil.copytree(stage.folder / "sft", stage.folder / "round-1" / "dpo")
+    mark_complete(stage.folder / "round-1" / "dpo", {"seed": 0}, {})
+    config = read_configuration(DpoConfig, CONFIGURATION, [f"run={stage.folder}", "rounds=2"])
+    run_round(config, stage, 2, ("train",), False)
+    [inputs] = begun
+    assert inputs["before"] == inputs_hash(stage.folder, 1) and inputs["train"]["micro_batch_size"] == 4
+    older = {key: value for key, value in inputs.items() if key != "before"}
+    older["train"] = {key: value for key, value in inputs["train"].items() if key != "micro_batch_size"}
+    target = stage.folder / "round-2" / "dpo"
+    shutil.copytree(stage.folder / "sft", target, dirs_exist_ok=True)
+    mark_complete(target, older, {})
+    run_round(config, replace(stage, last_settings=config.model_dump()), 2, ("train",), False)
+    assert len(begun) == 1
+    with pytest.raises(ValueError, match="was made with other settings or inputs .before: None there"):
+        run_round(config, stage, 2, ("train",), False)
 
 
 def test_questions_that_people_refuse_are_not_asked_again(stage, inputs_of_samples, capsys):

@@ -14,6 +14,7 @@ from preference.rounds import (
     always_right,
     best_of,
     consecutive_rounds,
+    inputs_hash,
     questions_of_round,
     round_at_hand,
     standings,
@@ -23,8 +24,8 @@ from sft.artefacts import mark_complete, mark_path, write_json, write_parquet
 from sft.checkpoint import checkpoint_hash
 
 
-def finish(run, number, accuracy, weights="", **facts):
-    """A round's adapter (0: stage one's) as its training leaves it."""
+def finish(run, number, accuracy, weights="", inputs=None, **facts):
+    """A round's adapter (0: stage one's) as its training leaves it, with these inputs in its mark."""
     folder = adapter_of(run, number)
     folder.mkdir(parents=True)
     (folder / "adapter_model.safetensors").write_text(weights or f"weights {number}")
@@ -34,7 +35,7 @@ def finish(run, number, accuracy, weights="", **facts):
     write_json(folder / "provenance.json", {"base_fingerprint": "f", **start})
     measures = {"n": 64, "execution_accuracy": accuracy, "valid_sql": 0.75, "ended_with_eos": 1.0}
     write_json(folder / "training.json", {"dev_after": measures, **facts})
-    mark_complete(folder, {"number": number}, {})
+    mark_complete(folder, inputs or {"number": number}, {})
     return folder
 
 
@@ -81,6 +82,24 @@ def test_rounds_that_follow_from_each_other(tmp_path):
     assert consecutive_rounds(tmp_path, 3) == [1, 2]
     mark_path(adapter_of(tmp_path, 0)).unlink()
     assert consecutive_rounds(tmp_path, 3) == [], "stage one is being made anew"
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_equal_weights_of_other_settings_are_another_round(tmp_path, recorded):
+    """The guards give back SFT's weights, whatever beta is: the round after was trained with other settings all the same.
+
+    Not recorded: an older version wrote the marks, which do not name the inputs of the round before, nor all keys of today.
+    """
+    finish(tmp_path, 0, 0.5, weights="same")
+    first = {"seed": 0, "train": {"beta": 0.1, "steps": 3, "new": 1}, "pairs": "some"}
+    finish(tmp_path, 1, 0.5, weights="same", inputs=first)
+    before = {"before": inputs_hash(tmp_path, 1)} if recorded else {}
+    finish(tmp_path, 2, 0.5, inputs={"seed": 0, "train": {"beta": 0.1, "steps": 3}, "pairs": "others"} | before)
+    assert consecutive_rounds(tmp_path, None) == [1, 2]
+    for beta, found in ((0.3, [1]), (0.1, [1, 2])):
+        shutil.rmtree(adapter_of(tmp_path, 1))
+        finish(tmp_path, 1, 0.5, weights="same", inputs=first | {"train": first["train"] | {"beta": beta}})
+        assert consecutive_rounds(tmp_path, None) == found
 
 
 # --------------------------------------------------------------------- published
