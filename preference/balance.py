@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy
@@ -10,49 +10,69 @@ import numpy
 from reward.queries import KEYWORDS
 from reward.tokens import tokenize
 
+# Longest run of signs that is counted. Runs say what single words do not: COUNT ( * or COUNT ( DISTINCT, BY name or BY COUNT.
+_LONGEST = 3
+
+
+def skeleton(sql: str | None) -> list[str]:
+    """A query's keywords, functions, operators and signs, with ? for each name and value, between ^ and $.
+
+    Example: select Max(age) from pet; -> ^ SELECT MAX ( ? ) FROM ? $
+    """
+    tokens = [token for token in tokenize(sql or "") if token.text != ";"]
+    signs = []
+    for token, after in zip(tokens, [*tokens[1:], None][: len(tokens)], strict=True):
+        is_function = token.kind == "word" and after is not None and after.text == "("
+        signs.append(token.upper if token.kind == "operator" or token.upper in KEYWORDS or is_function else "?")
+    return ["^", *signs, "$"]
+
 
 def structure(sql: str | None) -> Counter[str]:
-    """How often each keyword, function, operator and sign stands in a query, and under `operand` all names and values.
+    """How often each run of one, two or three neighbours stands in a query's skeleton.
 
-    Example: SELECT MAX(age) FROM pet -> SELECT 1, MAX 1, ( 1, ) 1, FROM 1, operand 2.
+    Example: SELECT a -> ^ 1, SELECT 1, ? 1, $ 1, ^ SELECT 1, SELECT ? 1, ? $ 1, ^ SELECT ? 1, SELECT ? $ 1.
     """
-    found: Counter[str] = Counter()
-    tokens = [token for token in tokenize(sql or "") if token.text != ";"]
-    for place, token in enumerate(tokens):
-        called = token.kind == "word" and place + 1 < len(tokens) and tokens[place + 1].text == "("
-        own = token.kind == "operator" or token.upper in KEYWORDS or called
-        found[token.upper if own else "operand"] += 1
-    return found
+    signs = skeleton(sql)
+    return Counter(" ".join(signs[start : start + length]) for length in range(1, _LONGEST + 1)
+                   for start in range(len(signs) - length + 1))
 
 
 def lead(pair: dict) -> Counter[str]:
-    """By how many of each the chosen side of a pair has more than the rejected one; negative where it has fewer."""
+    """Of which runs the chosen side of a pair has more than the rejected one, and by how many; negative where it has fewer."""
     found = structure(pair["chosen_sql"])
     found.subtract(structure(pair["rejected_sql"]))
-    return Counter({name: count for name, count in found.items() if count})
+    return Counter({run: count for run, count in found.items() if count})
 
 
 def surplus(pairs: Sequence[dict], fixed: Sequence[bool]) -> list[int]:
-    """Places of the pairs to leave out, so that over the others no part of `structure` stands more often on one side.
+    """Places of the pairs to leave out, so that over the others no run of `structure` stands more often on one side.
 
-    Wrong samples have more of some (DESC, SUM, DISTINCT ...) than right ones. A question's pair is right to say so; over
+    Wrong samples have more of some (DESC, SUM, COUNT ( * ...) than right ones. A question's pair is right to say so; over
     many pairs the loss learns that such a word is bad, and the model drops it where the question asks for it. Pair by pair
-    the one is left out that brings the sum of the squared leads down most (the first where even), until none does.
-    fixed: pairs that stay in any case.
+    the one is left out that brings the sum of the squared leads down most (the first where even), until none does; what
+    is left of it then is small, not always 0. fixed: pairs that stay in any case.
 
     Example: leads DESC -1, DESC -1, DESC +1 -> [0]: of the others one has a DESC more, one has one less.
     """
     leads = [lead(pair) for pair in pairs]
-    names = sorted(set().union(*leads)) if leads else []
-    table = numpy.array([[of_pair[name] for name in names] for of_pair in leads], dtype=numpy.int64).reshape(len(leads), len(names))
-    total, squares, left = table.sum(axis=0), (table**2).sum(axis=1), []
-    open_pairs = ~numpy.array(fixed, dtype=bool)
-    while open_pairs.any():
-        gains = numpy.where(open_pairs, 2 * table @ total - squares, 0)
-        best = int(gains.argmax())
-        if gains[best] <= 0:
+    total: Counter[str] = Counter()
+    places, counts = defaultdict(list), defaultdict(list)
+    for place, of_pair in enumerate(leads):
+        total.update(of_pair)
+        for run, count in of_pair.items():
+            places[run].append(place)
+            counts[run].append(count)
+    having = {run: (numpy.array(places[run]), numpy.array(counts[run])) for run in places}
+    # By how much the sum of squares falls without a pair: sum over its runs of total^2 - (total - count)^2.
+    gains = numpy.array([sum(count * (2 * total[run] - count) for run, count in of_pair.items()) for of_pair in leads])
+    is_open, left = ~numpy.array(fixed, dtype=bool), []
+    while is_open.any():
+        best = int(numpy.where(is_open, gains, 0).argmax())
+        if gains[best] <= 0 or not is_open[best]:
             break
         left.append(best)
-        open_pairs[best] = False
-        total -= table[best]
+        is_open[best] = False
+        for run, count in leads[best].items():
+            others, theirs = having[run]
+            gains[others] -= 2 * count * theirs
     return sorted(left)

@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-from preference.balance import lead as structural_lead
-from preference.balance import surplus
+from preference.balance import skeleton, surplus
 from preference.margins import RAN, margin_of
 from reward.queries import canonical_sql
 from sft.artefacts import content_hash
@@ -211,10 +210,10 @@ def build_pairs(examples: list[dict], candidates: list[dict], verdicts: list[dic
             dropped.append({"example_id": example["example_id"], "reason": "low_kill_score",
                             "detail": f"{score} is below {min_kill_score}: {len(named) - kept} of {len(named)} pairs"})
     if balance_structure:
-        left_out = surplus(pairs, trust)
-        dropped += [{"example_id": pairs[place]["example_id"], "reason": "unbalanced", "detail": ", ".join(
-            f"{name} {count:+d}" for name, count in sorted(structural_lead(pairs[place]).items()))} for place in left_out]
-        pairs = [pair for place, pair in enumerate(pairs) if place not in set(left_out)]
+        left_out = set(surplus(pairs, trust))
+        dropped += [{"example_id": pairs[place]["example_id"], "reason": "unbalanced", "detail": " against ".join(
+            " ".join(skeleton(pairs[place][f"{side}_sql"])) for side in ("chosen", "rejected"))} for place in sorted(left_out)]
+        pairs = [pair for place, pair in enumerate(pairs) if place not in left_out]
     return pairs, dropped
 
 

@@ -1,13 +1,14 @@
 """Pairs from verdicts: only correct against wrong, by the strategy asked for, and a reason where there is none."""
 
 import random
+from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preference.balance import lead, structure, surplus
+from preference.balance import lead, skeleton, structure, surplus
 from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA, build_pairs, choose_pairs, edit_distance
 from reward.queries import canonical_sql
 from sft.artefacts import read_parquet, write_parquet
@@ -484,26 +485,67 @@ def test_people_prefer_a_side_by_majority_in_labels_sqlite(tmp_path):
 # ----------------------------------------------------------------- structure
 
 
-def test_structure_counts_words_functions_and_signs_and_takes_names_and_values_together():
-    assert structure("select Max(age) from pet where name = 'SELECT x' and \"desc\" <> 3;") == {
-        "SELECT": 1, "MAX": 1, "(": 1, ")": 1, "FROM": 1, "WHERE": 1, "=": 1, "AND": 1, "<>": 1, "operand": 6}
-    assert structure(None) == structure("") == {}
+def test_a_skeleton_has_words_functions_and_signs_and_hides_names_and_values():
+    assert skeleton("select Max(age) from pet where name = 'SELECT x' and \"desc\" <> 3;") == (
+        "^ SELECT MAX ( ? ) FROM ? WHERE ? = ? AND ? <> ? $".split())
+    assert skeleton(None) == skeleton("") == ["^", "$"]
+
+
+def test_structure_counts_runs_of_up_to_three():
+    assert structure("SELECT a") == {"^": 1, "SELECT": 1, "?": 1, "$": 1, "^ SELECT": 1, "SELECT ?": 1, "? $": 1,
+                                     "^ SELECT ?": 1, "SELECT ? $": 1}
 
 
 def of(*queries):
     return [{"chosen_sql": chosen, "rejected_sql": rejected} for chosen, rejected in queries]
 
 
+def test_lead_is_what_the_chosen_side_has_more_of():
+    [pair] = of(("SELECT COUNT(*) FROM a", "SELECT COUNT(b) FROM a"))
+    assert lead(pair) == {"*": 1, "?": -1, "( *": 1, "( ?": -1, "* )": 1, "? )": -1, "COUNT ( *": 1, "COUNT ( ?": -1,
+                          "( * )": 1, "( ? )": -1, "* ) FROM": 1, "? ) FROM": -1}
+    # The same structure: other names and values.
+    assert lead(of(("SELECT a FROM b WHERE c = 'd'", "SELECT x FROM y WHERE z = 1"))[0]) == {}
+
+
 def test_surplus_is_what_has_to_go_for_both_sides_to_have_as_much():
-    more, less = ("SELECT a", "SELECT a DESC"), ("SELECT a DESC", "SELECT a")
-    assert lead(of(more)[0]) == {"DESC": -1} and lead(of(("SELECT a", "SELECT b"))[0]) == {}
-    # Leads -1, -1, 0, +1: without the first they add up to 0.
-    assert surplus(of(more, more, ("SELECT a", "SELECT b"), less), [False] * 4) == [0]
+    more, less, even = ("SELECT a", "SELECT a DESC"), ("SELECT a DESC", "SELECT a"), ("SELECT a", "SELECT b")
+    assert surplus(of(more, more, even, less), [False] * 4) == [0]
     assert surplus(of(more, more, less), [True, False, False]) == [1]
     assert surplus(of(more, more, less), [True] * 3) == surplus([], []) == []
-    # DESC -2, LIMIT -2 and operand -2 in all: leaving out the last, which has one of each, takes the sum of squares from
-    # 12 to 3, the first to 9, the second to 6; then LIMIT and operand, which stand together, to 1; then DESC to 0.
-    assert surplus(of(more, ("SELECT a", "SELECT a LIMIT 1"), ("SELECT a", "SELECT a DESC LIMIT 1")), [False] * 3) == [0, 1, 2]
+    # Without a counterpart both go, and only they.
+    assert surplus(of(more, even, more), [False] * 3) == [0, 2]
+    # As many of each word, and still a lead: what follows BY.
+    by = ("SELECT a ORDER BY COUNT(b), c", "SELECT a ORDER BY c, COUNT(b)")
+    assert lead(of(by)[0])["BY COUNT"] == 1 and surplus(of(by), [False]) == [0]
+    assert surplus(of(by, by[::-1]), [False, False]) == []
+
+
+def drawn_pairs(chance, count):
+    """Pairs of queries of a few shapes."""
+    shapes = ("SELECT a FROM b", "SELECT COUNT(*) FROM b", "SELECT a FROM b ORDER BY a DESC", "SELECT DISTINCT a FROM b")
+    return of(*((chance.choice(shapes), chance.choice(shapes)) for _ in range(count)))
+
+
+def test_surplus_is_that_of_a_plain_search():
+    for seed in range(20):
+        pairs = drawn_pairs(random.Random(seed), 14)
+        fixed = [random.Random(~seed).random() < 0.2 for _ in pairs]
+        left = []
+        while True:
+            def squares(without):
+                total = Counter()
+                for place, pair in enumerate(pairs):
+                    if place not in without:
+                        total.update(lead(pair))
+                return sum(count**2 for count in total.values())
+
+            gains = {place: squares(left) - squares([*left, place]) for place in range(len(pairs))
+                     if place not in left and not fixed[place]}
+            if not gains or max(gains.values()) <= 0:
+                break
+            left.append(max(gains, key=lambda place: (gains[place], -place)))
+        assert surplus(pairs, fixed) == sorted(left)
 
 
 def test_balance_of_structure_leaves_pairs_out_and_counts_them():
@@ -519,7 +561,7 @@ def test_balance_of_structure_leaves_pairs_out_and_counts_them():
     examples = [example(name) for name in samples]
     pairs, dropped = build_pairs(examples, candidates, verdicts, **build)
     assert [pair["example_id"] for pair in pairs] == ["e2", "e3"]
-    assert dropped == [{"example_id": "e1", "reason": "unbalanced", "detail": "DESC -1"}]
+    assert dropped == [{"example_id": "e1", "reason": "unbalanced", "detail": "^ SELECT ? FROM ? $ against ^ SELECT ? FROM ? DESC $"}]
     # What people prefer stays; another pair makes up for it.
     pairs, dropped = build_pairs(examples, candidates, verdicts, **build, vouched=lambda pair: pair["example_id"] == "e1")
     assert [pair["example_id"] for pair in pairs] == ["e1", "e3"] and [row["example_id"] for row in dropped] == ["e2"]
