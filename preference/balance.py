@@ -8,22 +8,28 @@ from collections.abc import Sequence
 import numpy
 
 from reward.queries import KEYWORDS
-from reward.tokens import tokenize
+from reward.tokens import tokenize, unquote
 
 # Longest run of signs that is counted. Runs say what single words do not: COUNT ( * or COUNT ( DISTINCT, BY name or BY COUNT.
 _LONGEST = 3
 
 
 def skeleton(sql: str | None) -> list[str]:
-    """A query's keywords, functions, operators and signs, with ? for each name and value, between ^ and $.
+    """What can be seen of a query without its question and schema: keywords, functions and operators between ^ and $.
 
-    Example: select Max(age) from pet; -> ^ SELECT MAX ( ? ) FROM ? $
+    Names are ?, numbers #, and each word of a text is a, or A where it has capitals.
+    Example: select Max(age) from pet where name = 'Old Tom' -> ^ SELECT MAX ( ? ) FROM ? WHERE ? = A A $
     """
     tokens = [token for token in tokenize(sql or "") if token.text != ";"]
     signs = []
     for token, after in zip(tokens, [*tokens[1:], None][: len(tokens)], strict=True):
         is_function = token.kind == "word" and after is not None and after.text == "("
-        signs.append(token.upper if token.kind == "operator" or token.upper in KEYWORDS or is_function else "?")
+        if token.kind == "operator" or token.upper in KEYWORDS or is_function:
+            signs.append(token.upper)
+        elif token.kind == "string":
+            signs += ["a" if word == word.lower() else "A" for word in unquote(token).split() or [""]]
+        else:
+            signs.append("#" if token.kind == "number" else "?")
     return ["^", *signs, "$"]
 
 

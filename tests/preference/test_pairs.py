@@ -485,9 +485,10 @@ def test_people_prefer_a_side_by_majority_in_labels_sqlite(tmp_path):
 # ----------------------------------------------------------------- structure
 
 
-def test_a_skeleton_has_words_functions_and_signs_and_hides_names_and_values():
-    assert skeleton("select Max(age) from pet where name = 'SELECT x' and \"desc\" <> 3;") == (
-        "^ SELECT MAX ( ? ) FROM ? WHERE ? = ? AND ? <> ? $".split())
+def test_a_skeleton_has_words_functions_and_signs_and_the_kinds_of_names_and_values():
+    assert skeleton("select Max(age) from pet where name = 'SELECT x 3' and \"desc\" <> 3.5;") == (
+        "^ SELECT MAX ( ? ) FROM ? WHERE ? = A a a AND ? <> # $".split())
+    assert skeleton("''") == ["^", "a", "$"] and skeleton("'unclosed") == ["^", "?", "?", "$"]
     assert skeleton(None) == skeleton("") == ["^", "$"]
 
 
@@ -505,7 +506,7 @@ def test_lead_is_what_the_chosen_side_has_more_of():
     assert lead(pair) == {"*": 1, "?": -1, "( *": 1, "( ?": -1, "* )": 1, "? )": -1, "COUNT ( *": 1, "COUNT ( ?": -1,
                           "( * )": 1, "( ? )": -1, "* ) FROM": 1, "? ) FROM": -1}
     # The same structure: other names and values.
-    assert lead(of(("SELECT a FROM b WHERE c = 'd'", "SELECT x FROM y WHERE z = 1"))[0]) == {}
+    assert lead(of(("SELECT a FROM b WHERE c = 'd e' LIMIT 1", "SELECT x FROM y WHERE z = 'f g' LIMIT 22"))[0]) == {}
 
 
 def test_surplus_is_what_has_to_go_for_both_sides_to_have_as_much():
