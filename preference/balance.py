@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import numpy
 
@@ -22,7 +23,7 @@ def skeleton(sql: str | None) -> list[str]:
     """
     tokens = [token for token in tokenize(sql or "") if token.text != ";"]
     signs = []
-    for token, after in zip(tokens, [*tokens[1:], None][: len(tokens)], strict=True):
+    for token, after in zip_longest(tokens, tokens[1:]):
         is_function = token.kind == "word" and after is not None and after.text == "("
         if token.kind == "operator" or token.upper in KEYWORDS or is_function:
             signs.append(token.upper)
