@@ -75,7 +75,7 @@ def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: boo
     from preference.publication import publish_best
     from preference.rounds import adapter_of, round_folder
     from preference.sampling import judge, print_yield, sample
-    from preference.training_inputs import as_recorded, discard_without_pairs, training_inputs, words_hash
+    from preference.training_inputs import discard_without_pairs, training_inputs, words_hash
     from sft import ranks
     from sft.artefacts import (
         content_hash,
@@ -183,7 +183,6 @@ def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: boo
         if config.train.label_noise is not None:
             share = label_smoothing(config.train.label_noise, pairs_file, labels_file) if ranks.is_main() else None
             inputs["label_smoothing"] = ranks.gather(share)[0]
-        inputs = as_recorded(inputs, trained, stage.last_settings)
         if pending("train", trained, inputs):
             from preference.dpo_stage import train_round
 

@@ -15,7 +15,7 @@ from sft.configuration import validate_trl
 from sft.examples import load
 from sft.order import accumulation_steps
 from sft.prompt import check_prompt_hash, prompt_hash
-from sft.records import read_stage_configuration, recorded_configurations
+from sft.records import read_stage_configuration
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,10 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run with a finished stage one. `examples`: the training questions, in the order in which rounds ask them.
-
-    `last_settings`: the configuration that stage two was last run with there, {} where it was not.
-    """
+    """A run with a finished stage one. `examples`: the training questions, in the order in which rounds ask them."""
 
     folder: Path
     sft_config: dict
@@ -35,7 +32,6 @@ class Prepared:
     max_prompt_tokens: int
     prompt_hash: str
     examples: list[dict]
-    last_settings: dict
 
 
 def prepare(folder: Path, sft_command: str, seed: int) -> Prepared:
@@ -52,8 +48,7 @@ def prepare(folder: Path, sft_command: str, seed: int) -> Prepared:
     check_prompt_hash(provenance["prompt_hash"], prompt, str(adapter))
     examples = [example for example in load(folder / "data", "train") if example["answerable"]]
     random.Random(f"{seed}:sample").shuffle(examples)
-    return Prepared(folder, sft_config, tokenizer, schema_style, max_prompt_tokens, prompt, examples,
-                    recorded_configurations(folder).get("dpo", {}))
+    return Prepared(folder, sft_config, tokenizer, schema_style, max_prompt_tokens, prompt, examples)
 
 
 def asked_questions(stage: Prepared, number: int, count: int | None, begun: dict | None) -> tuple[list[dict], list[str]]:

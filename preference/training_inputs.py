@@ -1,8 +1,7 @@
-"""What the training of a round depends on, as its mark records it; and what the marks of older versions leave out."""
+"""What the training of a round depends on, as its mark records it."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,17 +35,6 @@ def training_inputs(config: DpoConfig, stage: Prepared, number: int, pairs: str,
     inputs = {"pairs": pairs, "checkpoint": checkpoint, "prompt_hash": stage.prompt_hash, "seed": config.seed, "train": train,
               "max_new_tokens": config.evaluate.max_new_tokens, "guards": config.guards.model_dump()}
     return inputs | ({"before": inputs_hash(stage.folder, number - 1)} if number > 1 else {})
-
-
-def as_recorded(inputs: dict, target: Path, last_settings: dict) -> dict:
-    """The inputs as the mark of `target` has them where an older version wrote the same without `before` and micro_batch_size.
-
-    last_settings: the configuration that stage two was last run with there; it tells which micro_batch_size that was.
-    """
-    older = {key: value for key, value in inputs.items() if key != "before"}
-    if inputs["train"].get("micro_batch_size") == last_settings.get("train", {}).get("micro_batch_size"):
-        older["train"] = {key: value for key, value in inputs["train"].items() if key != "micro_batch_size"}
-    return older if recorded_inputs(target) == json.loads(json.dumps(older)) else inputs
 
 
 def words_hash(labels_file: Path) -> str | None:

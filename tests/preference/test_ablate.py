@@ -181,7 +181,7 @@ def test_the_projects_own_list_is_valid_and_every_key_has_a_comment():
     config = read_configuration(arms.AblationConfig, path, [])
     runs = arms.planned(config)
     assert {arm: len(found.seeds) for arm, found in config.arms.items()}.items() >= {
-        "default": 3, "sft-on-chosen": 3, "sft-on-gold": 3, "random-pairs": 3, "flipped": 1}.items()
+        "default": 3, "sft-on-chosen": 3, "sft-on-gold": 1, "random-pairs": 3, "flipped": 1}.items()
     assert runs[0].name == "default-seed0" and runs[0].settings == config.settings
     assert {run.config.train.steps for run in runs} == {60}, "all arms train for as many steps"
     # One sampling a seed serves all arms.

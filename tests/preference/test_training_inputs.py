@@ -1,14 +1,12 @@
-"""What the training of a round depends on, and marks of older versions, which do not name all of it."""
+"""What the training of a round depends on."""
 
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-
 from preference.inspection.labels import LabelFile
 from preference.rounds import adapter_of, inputs_hash
-from preference.training_inputs import as_recorded, training_inputs, what_counts, words_hash
-from sft.artefacts import is_complete, mark_complete, write_json
+from preference.training_inputs import training_inputs, what_counts, words_hash
+from sft.artefacts import mark_complete
 from sft.configuration import DpoConfig, read_configuration
 
 CONFIGURATION = Path(__file__).parents[2] / "configs" / "dpo.yaml"
@@ -38,24 +36,6 @@ def test_a_round_depends_on_the_inputs_of_the_round_before(tmp_path):
     assert second == first | {"before": inputs_hash(tmp_path, 1)}
     mark_complete(adapter_of(tmp_path, 1), inputs_of(tmp_path, 1, "train.beta=0.3"), {})
     assert inputs_of(tmp_path, 2)["before"] != second["before"]
-
-
-def test_an_older_mark_holds_where_the_micro_batch_is_known(tmp_path):
-    mark_complete(adapter_of(tmp_path, 1), inputs_of(tmp_path, 1), {})
-    new, target = inputs_of(tmp_path, 2), adapter_of(tmp_path, 2)
-    older = {key: value for key, value in new.items() if key != "before"}
-    older["train"] = {key: value for key, value in new["train"].items() if key != "micro_batch_size"}
-    last = {"train": {"micro_batch_size": 4}}
-    assert as_recorded(new, target, last) == new, "nothing is there"
-    mark_complete(target, older, {})
-    assert is_complete(target, as_recorded(new, target, last))
-    write_json(target / "adapter.json", {})
-    for settings, known in (((), {}), ((), {"train": {"micro_batch_size": 2}}), (("train.beta=0.3",), last)):
-        wanted = inputs_of(tmp_path, 2, *settings)
-        assert as_recorded(wanted, target, known) == wanted
-        with pytest.raises(ValueError, match="dpo was made with other settings or inputs"):
-            is_complete(target, wanted)
-    assert is_complete(target, as_recorded(new, target, last)), "an older mark stays as it is"
 
 
 def test_words_of_people_are_known_by_what_they_say(tmp_path):
