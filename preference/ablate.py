@@ -63,7 +63,7 @@ def run_arms(arguments) -> Path:
     launcher = Launcher(arguments.jobs, arguments.launch)
     ablation = Ablation(config, runs, arms.stage_one(config), launcher, arguments.overwrite)
     todo = [run for run in wanted
-            if not arms.is_finished(run.result, ablation.identity(run), arguments.overwrite, run.folder)]
+            if not arms.is_finished(run.result, ablation.identity(run), arguments.overwrite)]
     print(f"{len(wanted)} runs, {len(wanted) - len(todo)} of them have their result in {config.results}", flush=True)
 
     if not arms.is_finished(ablation.sft_result, ablation.sft_identity, arguments.overwrite):

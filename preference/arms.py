@@ -164,21 +164,14 @@ def questions_hash(config: AblationConfig) -> str | None:
     return content_hash({split: identify(path, split) for split in SPLITS})[:16] if path.is_dir() else file_hash(path)[:16]
 
 
-def is_finished(result: Path, wanted: dict, overwrite: bool, folder: Path | None = None) -> bool:
-    """Whether a result file is there for exactly this identity; ValueError where it is of another, unless `overwrite`.
-
-    What older versions did not write down counts as null; train.micro_batch_size as what stage two was last run with in
-    `folder`, the arm's run folder, where that is there.
-    """
+def is_finished(result: Path, wanted: dict, overwrite: bool) -> bool:
+    """Whether a result file is there for exactly this identity; ValueError where it is of another, unless `overwrite`."""
     if not result.exists():
         return False
     try:
-        found = dict.fromkeys(wanted) | json.loads(result.read_text(encoding="utf-8"))["identity"]
+        found = dict(json.loads(result.read_text(encoding="utf-8"))["identity"])
     except (ValueError, KeyError, TypeError):
         found = {}
-    if folder and (train := (found.get("stage_two") or {}).get("train")) and "sft" in train.get("loss_type", ()):
-        last = recorded_configurations(folder).get("dpo", {}).get("train", {})
-        train.setdefault("micro_batch_size", last.get("micro_batch_size"))
     if found == wanted or overwrite:
         return found == wanted
     differing = [f"{section}: {found.get(section)!r} there, {value!r} now" for section, value in wanted.items()
@@ -262,9 +255,9 @@ def check_labels(folder: Path, rounds: int, overwrite: bool) -> None:
         pairs = round_folder(folder, number) / "pairs.parquet"
         if not has_step(pairs):
             continue
-        there = json.loads(mark_path(pairs).read_text(encoding="utf-8"))["rows"].get("labels")
+        there = json.loads(mark_path(pairs).read_text(encoding="utf-8"))["rows"]["labels"]
         if there != words and not overwrite:
-            raise ValueError(f"{pairs} was built with other labels of people (hash {there}; None: none, or not recorded) than "
+            raise ValueError(f"{pairs} was built with other labels of people (hash {there}; None: none) than "
                              f"{folder / LABELS} holds now ({words}). Finished work is not overwritten: choose other folders "
                              "(--set runs=FOLDER results=FOLDER), or add --overwrite to build the pairs anew and train on them.")
         if there != words:

@@ -285,18 +285,6 @@ def test_the_micro_batch_is_part_of_a_result_with_the_sft_loss_alone(project, st
     smaller = ["--arms", "gold", "--set", "settings={train.steps: 6, train.micro_batch_size: 2}"]
     code, _ = run(monkeypatch, capsys, *smaller)
     assert "train.micro_batch_size: 4 there, 2 now" in code and not stages
-    # A result of an older version: its run folder tells which it was.
-    result = project / "results/gold-seed0.json"
-    older = json.loads(result.read_text())
-    del older["identity"]["stage_two"]["train"]["micro_batch_size"], older["identity"]["labels"]
-    write_json(result, older)
-    code, _ = run(monkeypatch, capsys, "--arms", "gold")
-    assert "train.micro_batch_size: None there, 4 now" in code
-    YAML().dump({"sft": {"model": "embedded"}, "dpo": {"train": {"micro_batch_size": 4}}},
-                project / "runs/arms/gold-seed0/config.yaml")
-    assert run(monkeypatch, capsys, "--arms", "gold")[0] is None and not stages
-    code, _ = run(monkeypatch, capsys, *smaller)
-    assert "train.micro_batch_size: 4 there, 2 now" in code
     sigmoid = "arms.gold.settings={train.loss_type: [sigmoid], train.loss_weights: [1.0]}"
     for size in (4, 2):
         settings = ["--set", sigmoid, "results=sigmoid", "runs=runs/sigmoid", f"settings={{train.micro_batch_size: {size}}}"]
@@ -307,10 +295,6 @@ def test_the_micro_batch_is_part_of_a_result_with_the_sft_loss_alone(project, st
 def test_peoples_labels_are_part_of_a_result(project, stages, monkeypatch, capsys):
     run(monkeypatch, capsys, "--arms", "gold")
     pairs = project / "runs/arms/gold-seed0/round-1/pairs.parquet"
-    older = json.loads(mark_path(pairs).read_text())
-    del older["rows"]["labels"]  # as versions before wrote it
-    write_json(mark_path(pairs), older)
-    assert run(monkeypatch, capsys, "--arms", "gold", "--set", "results=again")[0] is None
     labels = LabelFile(project / "runs/shared/labels.sqlite")
     labels.add("pair", "ada", "gold_wrong")
     labels.close()
