@@ -123,7 +123,7 @@ def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: boo
     sampling = config.sample.model_dump(exclude={"questions", "shard_size", "batch_size"})
     inputs = {"checkpoint": weights, "prompt_hash": prompt, "seed": config.seed, "shard_size": config.sample.shard_size,
               "questions": len(examples), "asked": content_hash([example["example_id"] for example in examples])[:16],
-              "data": file_hash(folder / "data" / "train.parquet"), "precision": config.train.precision, **sampling}
+              "data": file_hash(folder / "data" / f"{stage.split}.parquet"), "precision": config.train.precision, **sampling}
     if refused:
         inputs["refused"] = refused
     if config.sample.most_samples:  # then verdicts decide how many samples a question gets

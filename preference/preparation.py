@@ -16,6 +16,7 @@ from sft.examples import load
 from sft.order import accumulation_steps
 from sft.prompt import check_prompt_hash, prompt_hash
 from sft.records import read_stage_configuration
+from sft.splits import PREFERENCE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run with a finished stage one. `examples`: the training questions, in the order in which rounds ask them."""
+    """A run with a finished stage one. `examples`: the questions of RUN/data/SPLIT.parquet, in the order in which rounds ask
+    them: those that stage one left to stage two, or, where it left none, those that it trained on."""
 
     folder: Path
     sft_config: dict
@@ -31,6 +33,7 @@ class Prepared:
     schema_style: str
     max_prompt_tokens: int
     prompt_hash: str
+    split: str
     examples: list[dict]
 
 
@@ -46,9 +49,10 @@ def prepare(folder: Path, sft_command: str, seed: int) -> Prepared:
     schema_style, max_prompt_tokens = provenance["prompt"]["schema_style"], provenance["prompt"]["max_prompt_tokens"]
     prompt = prompt_hash(tokenizer, schema_style, max_prompt_tokens)
     check_prompt_hash(provenance["prompt_hash"], prompt, str(adapter))
-    examples = [example for example in load(folder / "data", "train") if example["answerable"]]
+    split = PREFERENCE if sft_config["data"]["preference_share"] else "train"
+    examples = [example for example in load(folder / "data", split) if example["answerable"]]
     random.Random(f"{seed}:sample").shuffle(examples)
-    return Prepared(folder, sft_config, tokenizer, schema_style, max_prompt_tokens, prompt, examples)
+    return Prepared(folder, sft_config, tokenizer, schema_style, max_prompt_tokens, prompt, split, examples)
 
 
 def asked_questions(stage: Prepared, number: int, count: int | None, begun: dict | None) -> tuple[list[dict], list[str]]:

@@ -30,6 +30,7 @@ class Data(Section):
     train_limit: Limit
     dev_limit: Limit
     test_limit: Limit
+    preference_share: Annotated[float, Field(ge=0, lt=1)]
     distractors: Share
 
 

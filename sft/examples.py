@@ -15,7 +15,7 @@ from reward.audit import audit
 from sft.artefacts import atomic_path, is_complete, mark_complete, mark_path, read_parquet, write_parquet
 from sft.distractors import add_distractors
 from sft.sources import Row
-from sft.splits import SPLITS, gather, gather_questions, identity, separate
+from sft.splits import PREFERENCE, SPLITS, gather, gather_questions, hold_out, identity, separate
 
 EXAMPLES_SCHEMA = pa.schema(
     {
@@ -45,6 +45,7 @@ def prepare(
     limits: dict[str, int | None],
     seed: int,
     workers: int = 1,
+    preference_share: float = 0.0,
     distractors: float = 0.0,
     overwrite: bool = False,
 ) -> dict[str, int]:
@@ -52,8 +53,9 @@ def prepare(
 
     source: `embedded`, a hub data set (owner/name), a local file or folder. dev, test: files or folders; None takes
     what the source has, or cuts it out of the source. columns: our names to those of the files. limits: audited
-    examples wanted of each split, drawn with `seed`, None for all. distractors: share of the train examples with only a
-    schema that get columns they do not need (`add_distractors`).
+    examples wanted of each split, drawn with `seed`, None for all. preference_share: share of the train questions that
+    become a fourth split, `preference.parquet`, without limit (`hold_out`). distractors: share of the examples of these two
+    with only a schema that get columns they do not need (`add_distractors`).
 
     Returns the rows of each split and of the quarantine. Raises ValueError for what the user must mend.
     """
@@ -61,9 +63,11 @@ def prepare(
         "columns": columns,
         "limits": {split: limits.get(split) for split in SPLITS},
         "seed": seed,
+        "preference_share": preference_share,
         "distractors": distractors,
     }
-    if totals := _finished(folder, inputs, SPLITS, overwrite):
+    splits = (*SPLITS, PREFERENCE) if preference_share else SPLITS
+    if totals := _finished(folder, inputs, splits, overwrite):
         return totals
     rows = gather(source, dev, test, columns, folder / "databases", seed)
     for split in SPLITS:
@@ -72,18 +76,22 @@ def prepare(
                 f"the {split} split is empty: 0 rows read. Every split needs rows. "
                 + ("Add rows to data.source." if split == "train" else f"Name a file with rows in data.{split}.")
             )
-    dropped = {split: Counter() for split in SPLITS}
+    dropped = {split: Counter() for split in splits}
     examples: dict[str, list[dict]] = {}
     quarantine: list[dict] = []
-    for split, candidates in separate(rows, dropped).items():
+    separated = hold_out(separate(rows, dropped), preference_share)
+    for split, candidates in separated.items():
         examples[split], failed = _select(candidates, split, limits.get(split), seed, workers, dropped[split])
         quarantine += failed
-    changed = 0
-    if distractors:
-        plain = examples["train"]
-        examples["train"] = add_distractors(plain, share=distractors, seed=seed)
-        changed = sum(old["context"] != new["context"] for old, new in zip(plain, examples["train"], strict=True))
+    changed = dict.fromkeys(splits, 0)
+    for split in {"train", PREFERENCE} & set(splits) if distractors else ():
+        plain = examples[split]
+        examples[split] = add_distractors(plain, share=distractors, seed=seed)
+        changed[split] = sum(old["context"] != new["context"] for old, new in zip(plain, examples[split], strict=True))
     read = {split: len(rows[split]) for split in SPLITS}
+    if preference_share:
+        read[PREFERENCE] = len(separated[PREFERENCE])
+        read["train"] -= read[PREFERENCE]
     return _write(folder, inputs, read, dropped, examples, quarantine, changed)
 
 
@@ -109,7 +117,7 @@ def prepare_questions(
         raise ValueError(f"{where} is empty: 0 rows read. Needed is at least one question. Name a file with rows.")
     dropped = {"questions": Counter()}
     examples, quarantine = _select(rows, "questions", limit, seed, workers, dropped["questions"])
-    return _write(folder, inputs, {"questions": len(rows)}, dropped, {"questions": examples}, quarantine, changed=0)
+    return _write(folder, inputs, {"questions": len(rows)}, dropped, {"questions": examples}, quarantine, {})
 
 
 def load(folder: Path, split: str) -> list[dict]:
@@ -194,7 +202,7 @@ def _write(
     dropped: dict[str, Counter],
     examples: dict[str, list[dict]],
     quarantine: list[dict],
-    changed: int,
+    changed: dict[str, int],
 ) -> dict[str, int]:
     """Write quarantine and splits, print what became of the rows, and mark the folder complete."""
     with atomic_path(folder / "quarantine.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as file:
@@ -223,7 +231,8 @@ def _stored(example: dict, folder: Path) -> dict:
     return {**example, "database": database}
 
 
-def _show(read: dict[str, int], dropped: dict[str, Counter], examples: dict[str, list[dict]], changed: int) -> None:
+def _show(read: dict[str, int], dropped: dict[str, Counter], examples: dict[str, list[dict]],
+          changed: dict[str, int]) -> None:
     """Print rows read, dropped by reason and kept, a column a split."""
     splits = tuple(read)
     table = Table("rows", *splits, title="Examples")
@@ -240,6 +249,6 @@ def _show(read: dict[str, int], dropped: dict[str, Counter], examples: dict[str,
     unanswerable = {split: sum(not example["answerable"] for example in examples[split]) for split in splits}
     if any(unanswerable.values()):
         line("  unanswerable", unanswerable)
-    if changed:
-        line("  with distractors", {split: changed if split == "train" else 0 for split in splits})
+    if any(changed.values()):
+        line("  with distractors", changed)
     Console().print(table)

@@ -10,6 +10,8 @@ from sft.artefacts import content_hash, file_hash
 from sft.sources import SPLIT_FILES, Row, identify, local_path, read_files, read_hub, split_files
 
 SPLITS = ("train", "dev", "test")
+# Train questions that stage one leaves to stage two, where the configuration asks for that.
+PREFERENCE = "preference"
 # A split that nobody gives is cut out of the source: the rows where sha1(key) mod 10 is this.
 CUT = {"dev": 5, "test": 6}
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -122,6 +124,20 @@ def _cut(rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
         bucket = int(hashlib.sha1(row.cut_key.encode()).hexdigest(), 16) % 10
         cut[buckets[bucket]].append(row) if bucket in buckets else train.append(row)
     return {"train": train, **cut}
+
+
+def hold_out(rows: dict[str, list[Row]], share: float) -> dict[str, list[Row]]:
+    """The splits with `share` (0 to 1) of the train questions as a further one, PREFERENCE; as they are where it is 0.
+
+    A question's hash decides, so all rows of a question stand on one side, and stay there when others come or go.
+    """
+    if not share:
+        return rows
+    sides: dict[str, list[Row]] = {"train": [], PREFERENCE: []}
+    for row in rows["train"]:
+        digest = hashlib.sha1(f"preference:{(row.example['question'] or '').strip().lower()}".encode()).hexdigest()
+        sides[PREFERENCE if int(digest, 16) < share * 16**40 else "train"].append(row)
+    return {**rows, **sides}
 
 
 def separate(rows: dict[str, list[Row]], dropped: dict[str, Counter]) -> dict[str, list[Row]]:

@@ -105,3 +105,18 @@ def test_a_step_alone_names_its_round_and_what_is_missing(start, second_round, d
     output = start("preference/dpo.py", run, settings, arguments=["--only", "judge"]).finish(expected=1)
     assert "-- round 3 of 3" in output
     assert f"{run / 'round-3' / 'candidates.parquet'} is missing or unfinished" in output and "--only sample" in output
+
+
+def test_stage_two_asks_what_stage_one_left_to_it(copy_run):
+    from preference.preparation import prepare
+    from sft.examples import load
+
+    run = copy_run("sample")
+    pq.write_table(pq.read_table(run / "data" / "train.parquet").slice(0, 5), run / "data" / "preference.parquet")
+    stage = prepare(run, "sft", 0)
+    assert (stage.split, len(stage.examples)) == ("train", 48), "the file is left from other settings"
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("preference_share: 0.0", "preference_share: 0.1"))
+    stage = prepare(run, "sft", 0)
+    assert stage.split == "preference"
+    assert sorted(row["example_id"] for row in stage.examples) == sorted(row["example_id"] for row in load(run / "data", "train")[:5])

@@ -34,7 +34,7 @@ def stage(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.parquet").touch()
     examples = [{"example_id": name, "context": "CREATE TABLE pet (name TEXT)"} for name in "abcd"]
-    return Prepared(tmp_path, {"trust_remote_code": False}, None, "compact", 256, "p", examples)
+    return Prepared(tmp_path, {"trust_remote_code": False}, None, "compact", 256, "p", "train", examples)
 
 
 @pytest.fixture

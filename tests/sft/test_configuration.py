@@ -119,6 +119,7 @@ def test_yes_and_off_are_words_and_not_booleans(tmp_path):
         ("train.learning_rate=.nan", "train.learning_rate: found nan; input should be a finite number"),
         ("train.epochs=.inf", "train.epochs: found inf; input should be a finite number"),
         ("train.precision=fp16", "train.precision: found 'fp16'; input should be 'auto', 'bf16' or 'fp32'"),
+        ("data.preference_share=1.0", "data.preference_share: found 1.0; input should be less than 1"),
         ("data.distractors=1.5", "data.distractors: found 1.5; input should be less than or equal to 1"),
         ("data.train_limit=0", "data.train_limit: found 0; input should be greater than or equal to 1"),
         ("seed=-1", "seed: found -1; input should be greater than or equal to 0"),

@@ -107,6 +107,27 @@ def test_prepare_keeps_quarantines_and_counts(tmp_path, files, audited, capsys):
     assert numbers["question of another split"] == ["1", "-", "-"] and numbers["unanswerable"] == ["1", "-", "-"]
 
 
+def test_a_share_of_the_questions_is_left_to_stage_two(tmp_path, files, audited, capsys):
+    folder = tmp_path / "data"
+    totals = prepare(folder, **NOTHING | files, preference_share=0.5)
+    train, held = (load(folder, split) for split in ("train", "preference"))
+    assert totals == {"train": len(train), "dev": 2, "test": 2, "preference": len(held), "quarantine": 2}
+    assert len(train) + len(held) == 17 and min(len(train), len(held)) > 3
+    assert {row["split"] for row in held} == {"preference"} and pq.read_schema(folder / "preference.parquet").equals(EXAMPLES_SCHEMA)
+    assert not {row["question"] for row in train} & {row["question"] for row in held}
+    lines = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
+    read = next([int(cell) for cell in line.split("│")[2:6]] for line in lines if "read" in line)
+    assert read[0] + read[3] == 20 and read[1:3] == [2, 2]
+    (folder / "preference.parquet").unlink()
+    assert prepare(folder, **NOTHING | files, preference_share=0.5) == totals and (folder / "preference.parquet").exists()
+
+    # The limit is stage one's: all that is held out stays.
+    limited = prepare(tmp_path / "limited", **NOTHING | files | {"limits": {"train": 2}}, preference_share=0.5)
+    assert (limited["train"], limited["preference"]) == (2, len(held))
+    with pytest.raises(ValueError, match="the train split is empty"):
+        prepare(tmp_path / "none", **NOTHING | files, preference_share=0.999999)
+
+
 def test_a_limit_counts_audited_rows_and_audits_no_more_than_it_needs(tmp_path, audited):
     # Every second gold is bad: 8 good ones need about 16 audits, in ever smaller batches.
     gold = ["SELECT name FROM cake", "SELECT nothing FROM cake"]
@@ -137,7 +158,7 @@ def test_a_complete_step_is_skipped_and_other_inputs_are_refused(tmp_path, files
     totals = prepare(folder, **NOTHING | files)
     calls = len(audited)
     assert prepare(folder, **NOTHING | files) == totals and len(audited) == calls
-    for other in ({"seed": 1}, {"limits": {"train": 3}}, {"distractors": 0.5}, {"dev": None}):
+    for other in ({"seed": 1}, {"limits": {"train": 3}}, {"distractors": 0.5}, {"dev": None}, {"preference_share": 0.5}):
         with pytest.raises(ValueError, match="Finished work is not overwritten"):
             prepare(folder, **NOTHING | files | other)
     Path(files["source"]).write_text(json.dumps(record("another row")) + "\n")
@@ -227,7 +248,7 @@ def test_databases_inside_the_folder_move_with_it(tmp_path, audited, monkeypatch
     assert example["example_id"] == "dev-7"
 
 
-def test_distractors_reach_train_only(tmp_path, audited, capsys):
+def test_distractors_reach_what_is_trained_on_only(tmp_path, audited, capsys):
     contexts = [f"CREATE TABLE t_{n} (a_{n} TEXT, b_{n} INT)" for n in range(30)]
     rows = [
         {"question": f"q {n}", "context": context, "answer": f"SELECT a_{n} FROM t_{n}"}
@@ -241,6 +262,9 @@ def test_distractors_reach_train_only(tmp_path, audited, capsys):
     prepare(tmp_path / "data", **NOTHING | files, distractors=1.0)
     found = [row["context"] for row in load(tmp_path / "data", "train")]
     assert sum(new != old for new, old in zip(found, contexts, strict=True)) == 30
+    prepare(tmp_path / "held", **NOTHING | files, distractors=1.0, preference_share=0.5)
+    held = load(tmp_path / "held", "preference")
+    assert 5 < len(held) < 25 and not {row["context"] for row in held} & set(contexts)
     assert load(tmp_path / "data", "dev")[0]["context"] == contexts[0]
     assert "with distractors" in capsys.readouterr().out
 

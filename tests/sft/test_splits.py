@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from sft.splits import SPLITS, gather, identity, separate
+from sft.splits import SPLITS, gather, hold_out, identity, separate
 
 CONTEXT = "CREATE TABLE t (x INT)"
 
@@ -119,6 +119,26 @@ def test_separate_drops_duplicates_and_questions_of_other_splits(tmp_path):
     assert dropped["train"] == {"duplicate": 1, "question of another split": 2}
     assert dropped["dev"] == {"duplicate": 1, "question of another split": 1}
     assert dropped["test"] == {}
+
+
+def test_hold_out_keeps_a_question_on_one_side_whatever_else_is_there(tmp_path):
+    asked = names(200)
+    rows = gather(write(tmp_path / "rows.jsonl", [record(name) for name in asked]), None, None, {}, tmp_path, 0)
+    sides = hold_out(rows, 0.3)
+    assert list(sides) == [*SPLITS, "preference"]
+    assert sides["dev"] == rows["dev"] and sides["test"] == rows["test"]
+    kept, held = questions(sides["train"]), questions(sides["preference"])
+    assert sorted(kept + held) == sorted(questions(rows["train"])) and not set(kept) & set(held)
+    wanted = [name for name in questions(rows["train"])
+              if int(hashlib.sha1(f"preference:{name.lower()}".encode()).hexdigest(), 16) / 16**40 < 0.3]
+    assert held == wanted and 0.2 < len(held) / len(rows["train"]) < 0.4
+    # The same question with another gold, in other letters, and beside fewer rows.
+    again = [record(f" {held[0].upper()}", "SELECT 1"), record(held[0]), record(kept[0])]
+    few = hold_out(gather(write(tmp_path / "few.jsonl", again), None, None, {}, tmp_path, 0), 0.3)
+    assert (len(few["preference"]), questions(few["train"])) == (2, [kept[0]])
+    larger = hold_out(rows, 0.6)
+    assert set(held) < set(questions(larger["preference"])), "a larger share takes more, and gives none back"
+    assert hold_out(rows, 0.0) == rows
 
 
 def test_identity_changes_with_content_only(tmp_path):
