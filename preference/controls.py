@@ -8,6 +8,7 @@ from itertools import permutations
 
 from preference.inspection.contents import exchanged, hash_of
 from preference.pairs import distinct_finished, judged_samples, side_columns
+from reward.queries import canonical_sql
 
 
 def as_control(control: str, pairs: list[dict], dropped: list[dict], candidates: list[dict], verdicts: list[dict], *,
@@ -43,7 +44,7 @@ def as_control(control: str, pairs: list[dict], dropped: list[dict], candidates:
 
 
 def shuffled_rejected(pairs: list[dict], seed: int) -> list[dict | None]:
-    """The pairs with their rejected sides dealt out anew, none to its own question or beside the same text as chosen.
+    """The pairs with their rejected sides dealt out anew, none to its own prompt or beside the same query as chosen.
 
     The deal follows from the seed and the pairs, not from their order. None where no exchange with another pair helps
     (one question has more than half of the pairs). The side brings its evidence, but not its log-probability: that was
@@ -52,10 +53,10 @@ def shuffled_rejected(pairs: list[dict], seed: int) -> list[dict | None]:
     order = sorted(range(len(pairs)), key=lambda place: pairs[place]["pair_id"])
     chance = random.Random(f"{seed}:shuffled-rejected")
     giver = dict(zip(order, chance.sample(order, len(order)), strict=True))
+    chosen, rejected = ([canonical_sql(pair[side] or "") for pair in pairs] for side in ("chosen_sql", "rejected_sql"))
 
     def fits(place: int, other: int) -> bool:
-        mine, theirs = pairs[place], pairs[other]
-        return mine["example_id"] != theirs["example_id"] and mine["chosen"] != theirs["rejected"]
+        return pairs[place]["prompt"] != pairs[other]["prompt"] and chosen[place] != rejected[other]
 
     for place in order:
         if not fits(place, giver[place]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,13 +37,15 @@ def limit_passed(start: dict, row: dict, limits: dict[str, float]) -> str | None
     `limits`: the largest fall of execution_accuracy, valid_sql, ended_with_eos (shares) and chosen_logp (nats a token).
     """
     for name, limit in limits.items():
-        fall = start[name] - row[name]
+        # None is what a measure that is no number is kept as.
+        before, now = (float("nan") if one[name] is None else one[name] for one in (start, row))
+        fall = before - now
         if not fall <= limit + 1e-9:  # nan is no number to go on with
             if name in SHARES:
-                return (f"at step {row['step']} {SHARES[name]} had fallen from {start[name]:.1%} to {row[name]:.1%}, by "
+                return (f"at step {row['step']} {SHARES[name]} had fallen from {before:.1%} to {now:.1%}, by "
                         f"{100 * fall:.1f} points (allowed {100 * limit:.1f})")
-            return (f"at step {row['step']} the log-probability of the chosen queries had fallen from {start[name]:.3f} to "
-                    f"{row[name]:.3f} nats a token, by {fall:.3f} (allowed {limit:.3f})")
+            return (f"at step {row['step']} the log-probability of the chosen queries had fallen from {before:.3f} to "
+                    f"{now:.3f} nats a token, by {fall:.3f} (allowed {limit:.3f})")
     return None
 
 
@@ -152,6 +155,10 @@ class Guards(TrainerCallback):
                 sums[side] += logps.double().sum().item()
                 tokens[side] += int(counted.sum())
         if first:
+            if not all(map(math.isfinite, sums)):
+                raise ValueError(f"at its start the policy gives the chosen queries {sums[0]} and the rejected ones {sums[1]} nats. "
+                                 "Allowed are finite numbers. The adapter to start from is damaged, or its numbers overflow: "
+                                 "make stage one anew, or set train.precision=fp32.")
             trainer.check_sampled(*map(torch.cat, zip(*at_start, strict=True)))
         named = zip(("chosen", "rejected"), sums, tokens, strict=True)
         return {name: value for side, total, count in named

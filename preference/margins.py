@@ -36,7 +36,7 @@ def wrongness(verdict: str, reason: str | None, trace: str | None) -> float:
         return NO_RESULT
     if reason == "columns":
         return WRONG_COLUMNS
-    share = 0.0 if reason == "order" else share_of_rows(json.loads(trace or "{}"))
+    share = 0.0 if reason == "order" else share_of_rows(json.loads(trace or "{}") or {})
     return round(LEAST_ROWS + (MOST_ROWS - LEAST_ROWS) * share, 4)
 
 
@@ -48,7 +48,7 @@ def share_of_rows(trace: dict) -> float:
     as in a trace without counts.
     """
     gold, found = trace.get("gold_rows"), trace.get("rows")
-    missing, extra = len(trace.get("gold_only", ())), len(trace.get("candidate_only", ()))
+    missing, extra = len(trace.get("gold_only") or ()), len(trace.get("candidate_only") or ())
     if not isinstance(gold, int) or not isinstance(found, int) or min(missing, extra) >= _SHOWN_ROWS or not gold + found:
         return 1.0
     if missing < _SHOWN_ROWS:

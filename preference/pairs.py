@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pyarrow as pa
 from preference.balance import skeleton, surplus
 from preference.margins import RAN, margin_of
 from reward.queries import canonical_sql
+from reward.tokens import tokenize
 from sft.artefacts import content_hash
 from sft.prompt import render, target_text
 
@@ -39,27 +41,48 @@ def verdict_key(candidate: dict) -> str | None:
 
 
 def edit_distance(left: str, right: str) -> float:
-    """How far two queries are apart, 0 (equal) to 1 (nothing in common), over their words and signs."""
-    return 1 - difflib.SequenceMatcher(None, left.split(), right.split(), autojunk=False).ratio()
+    """How far two queries are apart, 0 (equal) to 1 (nothing in common), over SQLite's tokens; case of bare words is nothing.
+
+    Example: SELECT a FROM t WHERE b = 1 and select a from t where b=2 share 7 of 8 tokens each: 1 - 2 x 7 / 16 = 1 / 8.
+    """
+    tokens = ([token.upper for token in tokenize(sql)] for sql in (left, right))
+    return 1 - difflib.SequenceMatcher(None, *tokens, autojunk=False).ratio()
 
 
 def judged_samples(candidates: list[dict], verdicts: list[dict]) -> dict[str, list[dict]]:
-    """Each question's samples in sample order, every one with its verdict's columns and its `canonical_sql`."""
+    """Each question's samples in sample order, every one with its verdict's columns and its `canonical_sql`.
+
+    Raises ValueError for a sample whose query has no verdict.
+    """
     found = {(row["example_id"], row["canonical_sql"]): row for row in verdicts}
     samples = defaultdict(list)
     for candidate in sorted(candidates, key=lambda row: row["sample_index"]):
         key = verdict_key(candidate)
+        if (candidate["example_id"], key) not in found:
+            raise ValueError(f"sample {candidate['sample_index']} of question {candidate['example_id']} has no verdict ({key!r}). "
+                             "Every sampled query needs one. Judge the samples anew: --only judge --overwrite.")
         samples[candidate["example_id"]].append({**candidate, **found[candidate["example_id"], key], "canonical_sql": key})
     return samples
 
 
-def distinct_finished(samples: list[dict]) -> list[dict]:
-    """The first sample of each distinct query that ended with EOS; one that was cut would teach the model to stop there."""
-    first: dict[str | None, dict] = {}
+def distinct_finished(samples: list[dict], likeliest: bool = False) -> list[dict]:
+    """One sample of each distinct query that ended with EOS; one that was cut would teach the model to stop there.
+
+    It is the first; with `likeliest` the one with the largest logp_sum: the model can write a query in several ways.
+    """
+    found: dict[str | None, dict] = {}
     for sample in samples:
         if sample["ended_with_eos"]:
-            first.setdefault(sample["canonical_sql"], sample)
-    return list(first.values())
+            there = found.setdefault(sample["canonical_sql"], sample)
+            if likeliest and logp_of(sample) > logp_of(there):
+                found[sample["canonical_sql"]] = sample
+    return list(found.values())
+
+
+def logp_of(sample: dict) -> float:
+    """A sample's logp_sum, in nats; -inf where it is unknown, so that such a sample is liked least. Gold has none: 0."""
+    value = sample.get("logp_sum", 0.0)
+    return -math.inf if value is None or math.isnan(value) else value
 
 
 def choose_pairs(correct: list[dict], wrong: list[dict], *, strategy: str, per_question: int, chance: random.Random,
@@ -79,7 +102,7 @@ def choose_pairs(correct: list[dict], wrong: list[dict], *, strategy: str, per_q
         chance.shuffle(combinations)
         ranks = list(range(len(combinations)))
     elif strategy == "hardest":
-        ranks = [-rejected["logp_sum"] for _, rejected in combinations]
+        ranks = [-logp_of(rejected) for _, rejected in combinations]
     else:  # a sample without a query (an abstention, an empty text) has nothing in common with any
         sign = {"nearest": 1, "farthest": -1}[strategy]
         ranks = [sign * edit_distance(chosen["sql"] or "", rejected["sql"] or "") for chosen, rejected in combinations]
@@ -88,7 +111,7 @@ def choose_pairs(correct: list[dict], wrong: list[dict], *, strategy: str, per_q
     served: Counter = Counter()
 
     def dislike(chosen: dict) -> float:
-        return -chosen.get("logp_sum", 0.0) if strategy == "hardest" else 0.0
+        return -logp_of(chosen) if strategy == "hardest" else 0.0
 
     while open_pairs and len(taken) < per_question:
         open_pairs.sort(key=lambda entry: (entry[0], served[_place(entry[1])], dislike(entry[1]), _place(entry[1]),
@@ -150,7 +173,7 @@ def build_pairs(examples: list[dict], candidates: list[dict], verdicts: list[dic
                 schema_style: str, seed: int, chosen: str = "sample", graded: bool = False, balance_lengths: bool = False,
                 balance_structure: bool = False, weights: str = "none", min_kill_score: float = 0.0,
                 vouched: Callable[[dict], bool] = lambda pair: False) -> tuple[list[dict], list[dict]]:
-    """(pairs, dropped): rows of PAIRS_SCHEMA and DROPPED_SCHEMA, in the order of the examples.
+    """(pairs, dropped): rows of PAIRS_SCHEMA and DROPPED_SCHEMA, in the order of the examples, which decides nothing else.
 
     A pair is always `correct` against `wrong`; `unclear` and failures of the judge never become a side. Samples that
     were cut before their EOS are left out, since training would teach the model to stop there.
@@ -158,7 +181,7 @@ def build_pairs(examples: list[dict], candidates: list[dict], verdicts: list[dic
     chosen: `sample`, the model's own; `gold`, always; `sample-or-gold`: gold for questions without a correct sample that
     ended. Pairs with gold have gold_fallback true. graded: what correct against wrong leave of per_question is filled with
     wrong results (chosen) against queries that do not run (rejected: sql_error), strategy `...-graded`.
-    balance_lengths: as in `choose_pairs`, over the questions in their order. balance_structure: pairs are left out as
+    balance_lengths: as in `choose_pairs`, over the questions by example_id. balance_structure: pairs are left out as
     `preference.balance.surplus` says, and counted as unbalanced. weights: `kill_score` or `none` (all 1).
     margin: how much more wrong the rejected side is than the chosen one (`preference.margins`).
 
@@ -169,11 +192,11 @@ def build_pairs(examples: list[dict], candidates: list[dict], verdicts: list[dic
     samples = judged_samples(candidates, verdicts)
     lead = 0 if balance_lengths else None
     pairs, trust, dropped = [], [], []
-    for example in examples:
+    for example in sorted(examples, key=lambda example: example["example_id"]):
         rows = samples.get(example["example_id"], [])
         if not rows:
             continue
-        finished = distinct_finished(rows)
+        finished = distinct_finished(rows, likeliest=strategy == "hardest")
         correct = [row for row in finished if row["verdict"] == "correct"]
         wrong = [row for row in finished if row["verdict"] == "wrong"]
         if chosen == "gold" or (chosen == "sample-or-gold" and not correct):
@@ -214,7 +237,26 @@ def build_pairs(examples: list[dict], candidates: list[dict], verdicts: list[dic
         dropped += [{"example_id": pairs[place]["example_id"], "reason": "unbalanced", "detail": " against ".join(
             " ".join(skeleton(pairs[place][f"{side}_sql"])) for side in ("chosen", "rejected"))} for place in sorted(left_out)]
         pairs = [pair for place, pair in enumerate(pairs) if place not in left_out]
+    places = {example["example_id"]: place for place, example in enumerate(examples)}
+    for rows in (pairs, dropped):
+        rows.sort(key=lambda row: places[row["example_id"]])
     return pairs, dropped
+
+
+def why_dropped(pairs: list[dict], dropped: list[dict]) -> str:
+    """How many questions have no pair, and how many pairs of other questions were left out, each with the reasons."""
+    served, first, left_out = {pair["example_id"] for pair in pairs}, {}, []
+    for row in dropped:
+        if row["example_id"] in served:
+            left_out.append(row["reason"])
+        else:
+            first.setdefault(row["example_id"], row["reason"])
+
+    def counted(reasons) -> str:
+        return ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common())
+
+    return (f"questions without a pair: {counted(first.values()) or 'none'}"
+            + (f"; left out of other questions: {counted(left_out)}" if left_out else ""))
 
 
 def side_columns(side: str, sample: dict) -> dict:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from pathlib import Path
 
+from preference.pairs import why_dropped
 from preference.rounds import Standing, best_of, consecutive_rounds, round_folder, standings
 from sft import ranks
 from sft.artefacts import read_parquet
@@ -41,11 +41,13 @@ def line(standing: Standing) -> str:
 def say_without_pairs(folder: Path, number: int) -> None:
     """Say that a round has nothing to learn from, and why. Raises ValueError for the first: then there is no DPO at all."""
     place = round_folder(folder, number)
-    reasons = Counter(row["reason"] for row in read_parquet(place / "dropped.parquet")).most_common()
-    message = (f"round {number} has no pairs: {place / 'pairs.parquet'} is empty (questions without a pair: "
-               f"{', '.join(f'{count} {reason}' for reason, count in reasons) or 'none asked'}). A pair needs a correct and a "
-               "wrong query of one question. Sample more questions, more often or at another temperature (sample.questions, "
-               "samples, most_samples, temperature, with --overwrite).")
+    dropped = read_parquet(place / "dropped.parquet")
+    message = (f"round {number} has no pairs: {place / 'pairs.parquet'} is empty ({why_dropped([], dropped)}). A pair needs a "
+               "correct and a wrong query of one question. Sample more questions, more often or at another temperature "
+               "(sample.questions, samples, most_samples, temperature, with --overwrite).")
+    for reason, key in (("unbalanced", "pairs.balance_structure=false"), ("low_kill_score", "a lower pairs.min_kill_score")):
+        if any(row["reason"] == reason for row in dropped):
+            message += f" Pairs that there were are left out as {reason}: {key} keeps them."
     if number == 1:
         raise ValueError(message)
     if ranks.is_main():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 from tqdm import tqdm
 
-from preference.pairs import verdict_key
+from preference.pairs import verdict_key, why_dropped
 from reward.cache import default_folder
 from reward.judge import Judge
 from sft import ranks
@@ -192,11 +192,11 @@ def print_yield(place: Path) -> None:
     pairs = read_parquet(place / "pairs.parquet")
     tokens = sum(row["token_count"] for row in candidates)
     questions = len({row["example_id"] for row in candidates})
-    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(row["reason"] for row in dropped).most_common())
+    gold = sum(bool(pair["gold_fallback"]) for pair in pairs)
     print(f"pairs: {len(pairs)} from {questions} questions, {len(candidates)} samples ({tokens} tokens: "
           f"{1000 * len(pairs) / max(1, tokens):.1f} pairs per 1,000); distinct queries: "
           + ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
-          + f"; questions without a pair: {reasons or 'none'}")
+          + f"; {why_dropped(pairs, dropped)}" + (f"; gold is the chosen side of {gold} pairs" if gold else ""))
     marks = [json.loads(mark_path(place / name).read_text(encoding="utf-8"))
              for name in ("candidates.parquet", "verdicts.parquet")]
     if most := marks[0]["inputs"].get("most_samples"):

@@ -106,13 +106,22 @@ def test_what_cannot_be_shuffled_is_counted():
         f"pair {pair['pair_id']}: shuffled-rejected" for pair in pairs[:2]]
 
 
-def test_a_shuffled_side_never_repeats_the_chosen_text():
+def test_a_shuffled_side_never_repeats_the_chosen_query():
     pairs, _, *rows = built([2, 2, 2])
     # The first question's answer is what the second one rejects: that may go to the third only.
-    pairs[0]["chosen"] = pairs[1]["rejected"]
+    pairs[0]["chosen_sql"] = pairs[1]["rejected_sql"].lower().replace(" ", "  ")
     for seed in range(8):
-        for row in as_control("shuffled-rejected", pairs, [], *rows, seed=seed)[0]:
-            assert row["chosen"] != row["rejected"]
+        first = as_control("shuffled-rejected", pairs, [], *rows, seed=seed)[0][0]
+        assert first["rejected_sql"] == pairs[2]["rejected_sql"] != first["chosen_sql"]
+
+
+def test_a_shuffled_side_comes_from_another_prompt():
+    pairs, _, *rows = built([2, 2, 2, 2])
+    # The same question stands in the data twice.
+    pairs[1]["prompt"] = pairs[0]["prompt"]
+    for seed in range(8):
+        first, second, *_ = as_control("shuffled-rejected", pairs, [], *rows, seed=seed)[0]
+        assert {first["rejected_sql"], second["rejected_sql"]} <= {pair["rejected_sql"] for pair in pairs[2:]}
 
 
 def test_random_sides_are_drawn_without_a_look_at_verdicts():

@@ -42,7 +42,8 @@ def test_a_limit_is_passed_only_by_a_larger_fall():
         assert limit_passed(start, kept, limits) is None
     assert limit_passed(start, row(10, accuracy=0.37), limits) == (
         "at step 10 execution accuracy had fallen from 50.0% to 37.0%, by 13.0 points (allowed 10.0)")
-    assert "from -0.200 to nan nats a token" in limit_passed(start, row(20, logp=float("nan")), limits)
+    for no_number in (float("nan"), None):  # None: as it is kept in guards.json
+        assert "from -0.200 to nan nats a token" in limit_passed(start, row(20, logp=no_number), limits)
     assert "the share of valid SQL had fallen from 90.0% to 79.0%" in limit_passed(start, row(10, valid=0.79), limits)
     assert "the EOS rate had fallen from 100.0% to 94.0%" in limit_passed(start, row(10, eos=0.94), limits)
     assert limit_passed(start, row(20, logp=-0.65), limits) == (
@@ -168,6 +169,19 @@ def test_a_start_that_did_not_sample_the_pairs_is_refused_before_any_question_is
     answers = Answers()
     with pytest.raises(ValueError, match=r"the SFT model that sampled them gave -1.00 .*does not start from that SFT adapter"):
         train(load_policy, tokenizer, [pair | sampled for pair in pairs], tmp_path, answers, {})
+    assert answers.asked == []
+
+
+def test_a_start_without_numbers_is_told_before_any_question_is_asked(load_policy, tokenizer, pairs, tmp_path):
+    def damaged():
+        model = load_policy()
+        with torch.no_grad():
+            next(parameter for name, parameter in model.named_parameters() if "lora_B" in name).fill_(float("nan"))
+        return model
+
+    answers = Answers()
+    with pytest.raises(ValueError, match="at its start the policy gives the chosen queries nan and the rejected ones nan nats"):
+        train(damaged, tokenizer, pairs, tmp_path, answers, {})
     assert answers.asked == []
 
 

@@ -66,3 +66,4 @@ def test_no_result_is_as_wrong_as_an_error(reason):
 
 def test_a_trace_that_counts_nothing_tells_of_no_common_row():
     assert wrongness("wrong", "rows", None) == wrongness("wrong", "rows", "{}") == 0.7
+    assert wrongness("wrong", "rows", "null") == wrongness("wrong", "rows", '{"gold_rows": null, "gold_only": null}') == 0.7

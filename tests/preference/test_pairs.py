@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preference.balance import lead, skeleton, structure, surplus
-from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA, build_pairs, choose_pairs, edit_distance
+from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA, build_pairs, choose_pairs, edit_distance, why_dropped
 from reward.queries import canonical_sql
 from sft.artefacts import read_parquet, write_parquet
 
@@ -98,9 +98,61 @@ def test_edit_distance_over_words():
     assert edit_distance(RIGHT, NEAR) == pytest.approx(1 / 8)
     # SELECT, FROM, pet, WHERE and > in common: 1 - 2 * 5 / 16.
     assert edit_distance(RIGHT, MIDDLE) == pytest.approx(3 / 8)
-    # SELECT, FROM, pet in common: 1 - 2 * 3 / 12.
-    assert edit_distance(RIGHT, FAR) == pytest.approx(1 / 2)
+    # SELECT, FROM, pet in common; COUNT ( * ) are four: 1 - 2 * 3 / (8 + 7).
+    assert edit_distance(RIGHT, FAR) == pytest.approx(3 / 5)
     assert edit_distance("a b", "c d") == 1
+    # Neither spaces nor case count: SELECT a FROM t WHERE b = 1 and the other have 7 of 8 tokens in common.
+    assert edit_distance("SELECT a FROM t WHERE b = 1", "select a from t where b=2") == pytest.approx(1 / 8)
+    # COUNT ( * ) and COUNT ( b ): 3 of 4 tokens; texts keep their case.
+    assert edit_distance("COUNT(*)", "count( b )") == pytest.approx(1 / 4)
+    assert edit_distance("'Ann'", "'ann'") == 1
+
+
+def test_hardest_takes_the_writing_of_a_query_that_the_model_likes_best():
+    samples = [(RIGHT, "correct", -4.0, True), (RIGHT.lower(), "correct", -1.0, True), (NEAR, "wrong", -9.0, True),
+               (NEAR.lower(), "wrong", -0.5, True), (FAR, "wrong", -5.0, True)]
+    for strategy, sides in (("hardest", (1, 3)), ("nearest", (0, 2))):
+        [pair], _ = build_pairs([example()], *sampled(*samples), **BUILD | {"strategy": strategy, "per_question": 1})
+        assert (pair["chosen_sample_index"], pair["rejected_sample_index"]) == sides
+
+
+def test_hardest_likes_samples_without_a_log_probability_least():
+    samples = [(RIGHT, "correct", None, True), (NEAR, "wrong", None, True), (MIDDLE, "wrong", float("nan"), True),
+               (FAR, "wrong", -50.0, True)]
+    [pair], _ = build_pairs([example()], *sampled(*samples), **BUILD | {"strategy": "hardest", "per_question": 1})
+    assert pair["rejected_sql"] == FAR
+
+
+def test_a_sample_without_a_verdict_is_told():
+    candidates, verdicts = sampled((RIGHT, "correct", -1.0, True), (NEAR, "wrong", -1.0, True))
+    with pytest.raises(ValueError, match="sample 1 of question e1 has no verdict.*--only judge --overwrite"):
+        build_pairs([example()], candidates, verdicts[:1], **BUILD)
+
+
+@pytest.mark.parametrize("option", ["balance_lengths", "balance_structure"])
+def test_the_order_of_the_questions_changes_no_pair(option):
+    chance, names, candidates, verdicts = random.Random(3), [f"e{number:02}" for number in range(40)], [], []
+    for name in names:
+        wrong = [(NEAR + " AND age > 1" * chance.randrange(4) + chance.choice(["", " ORDER BY age", " LIMIT 1"]), "wrong",
+                  -chance.random(), True) for _ in range(3)]
+        found = sampled((RIGHT + " AND age > 0" * chance.randrange(3), "correct", -1.0, True), *wrong, example_id=name)
+        candidates += found[0]
+        verdicts += found[1]
+    options = BUILD | {"strategy": "hardest", option: True}
+    pairs, dropped = build_pairs([example(name) for name in names], candidates, verdicts, **options)
+    mixed = random.Random(1).sample(names, len(names))
+    again, dropped_again = build_pairs([example(name) for name in mixed], candidates, verdicts, **options)
+    assert sorted(again, key=lambda pair: pair["example_id"]) == pairs
+    assert [pair["example_id"] for pair in again] == sorted((pair["example_id"] for pair in pairs), key=mixed.index)
+    assert Counter(map(str, dropped_again)) == Counter(map(str, dropped)) and len(pairs) > 20
+
+
+def test_what_was_dropped_is_counted_by_questions_and_by_pairs():
+    rows = [{"example_id": name, "reason": reason} for name, reason in
+            [("a", "unbalanced"), ("b", "unbalanced"), ("b", "unbalanced"), ("c", "gold_bad"), ("d", "low_kill_score")]]
+    assert why_dropped([{"example_id": "a"}], rows) == (
+        "questions without a pair: 1 unbalanced, 1 gold_bad, 1 low_kill_score; left out of other questions: 1 unbalanced")
+    assert why_dropped([], []) == "questions without a pair: none"
 
 
 @pytest.mark.parametrize(
@@ -135,7 +187,7 @@ def test_equally_good_pairs_take_the_chosen_query_that_served_least():
     # Of those that served as often, hardest takes the one that the model likes best.
     assert chosen_by("hardest", correct=[side(RIGHT, 0, -3.0), side("SELECT name FROM pet WHERE 4 < age", 4, -2.0)]) == [
         (4, 2), (0, 3), (4, 1)]
-    # The nearest goes first whichever chosen query is in it; the last wrong one is as far (1 / 2) from 0 as from 4.
+    # The nearest goes first whichever chosen query is in it; the last wrong one is as far (3 / 5) from 0 as from 4.
     assert chosen_by("nearest", correct=correct[:2]) == [(0, 3), (0, 1), (4, 2)]
 
 
