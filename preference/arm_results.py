@@ -13,7 +13,7 @@ from rich.text import Text
 
 from preference.report_page import text
 from preference.rounds import adapter_of, consecutive_rounds
-from preference.significance import mcnemar, paired_bootstrap, wilson_interval
+from preference.significance import mcnemar, paired_bootstrap, sign_flip_p, wilson_interval
 
 MEASURES = ("execution_accuracy", "valid_sql", "unclear", "ended_with_eos", "mean_tokens")
 # What is measured of each arm: the adapter of the last step, and the one that the stage would publish.
@@ -93,17 +93,17 @@ def bits(right: str) -> list[bool]:
 def compared(before: Sequence[str], after: Sequence[str]) -> dict:
     """Two arms on the same questions, each a string of 1 and 0 for each seed.
 
-    One seed each: McNemar's exact p and Newcombe's interval. More: interval and p of `paired_bootstrap`, and McNemar's p for
-    each pair of seeds. The error reduction's interval is the bootstrap's in both cases.
+    One seed each: McNemar's exact p and Newcombe's interval. More: `sign_flip_p` and the interval of `paired_bootstrap`, and
+    McNemar's p for each pair of seeds. The error reduction's interval is the bootstrap's in both cases.
     """
-    drawn = paired_bootstrap([bits(right) for right in before], [bits(right) for right in after])
+    old, new = [bits(right) for right in before], [bits(right) for right in after]
     rows = list(before) * len(after) if len(before) == 1 else list(before)
     single = [mcnemar(bits(one), bits(other)) for one, other in zip(rows, after, strict=True)]
-    found = drawn | {"test": "paired bootstrap", "mcnemar_p": [one["p"] for one in single]}
+    found = paired_bootstrap(old, new) | {"interval": "paired bootstrap", "mcnemar_p": [one["p"] for one in single]}
     if len(single) == 1:
-        found |= {"test": "McNemar", "gained": single[0]["gained"], "lost": single[0]["lost"], "ci95": single[0]["ci95"],
-                  "p": single[0]["p"]}
-    return found
+        return found | {"test": "McNemar", "interval": "Newcombe"} | {key: single[0][key]
+                                                                      for key in ("gained", "lost", "ci95", "p")}
+    return found | {"test": "paired permutation (sign flip)", "p": sign_flip_p(old, new)}
 
 
 def summary(folder: Path) -> dict:
@@ -194,8 +194,8 @@ def explanation(table: dict) -> str:
     return (f"SFT: {text.percent(sft['execution_accuracy'])} ({100 * sft['ci95'][0]:.1f} to {100 * sft['ci95'][1]:.1f}) of "
             f"{table['n']} questions, valid SQL {text.percent(sft['valid_sql'])}, EOS {text.percent(sft['ended_with_eos'])}, "
             f"{sft['mean_tokens']:.1f} tokens. Accuracy: mean over seeds (lowest to highest). Intervals are 95 %, paired over "
-            "the questions. One seed: McNemar's exact p; more: paired bootstrap over questions, each scored by its mean over "
-            "seeds. \"Default better by\": points, on the seeds that both arms have. Chosen logp: change from the first step "
+            "the questions. p, one seed: McNemar's exact test; more seeds: paired permutation (sign flip) over questions, each "
+            "scored by its mean over seeds. \"Default better by\": points, on the seeds that both arms have. Chosen logp: change from the first step "
             "to the last, nats a token, on the guards' pairs." + chosen)
 
 

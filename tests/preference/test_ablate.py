@@ -574,9 +574,11 @@ def test_the_table_by_hand(results):
     against = default["against_sft"]
     # Gains of 2 and 1 of 8 questions, of 6 errors: means 1.5 / 8 and 1.5 / 6.
     assert (against["difference"], against["error_reduction"]) == (pytest.approx(0.1875), pytest.approx(0.25))
-    assert against["test"] == "paired bootstrap" and against["mcnemar_p"] == [0.5, 1.0]
-    # Three of the eight questions gain 1/2: no draw is below 0, (5/8)^8 = 0.0233 of them are 0, and the next are 1/16.
-    assert against["p"] == pytest.approx(2 * 0.02328, abs=0.004) and against["ci95"][0] == pytest.approx(1 / 16)
+    assert against["interval"] == "paired bootstrap" and against["mcnemar_p"] == [0.5, 1.0]
+    # Three of the eight questions gain 1/2: two of the 2³ choices of signs are as far from 0.
+    assert (against["test"], against["p"]) == ("paired permutation (sign flip)", 0.25)
+    # Of the draws (5/8)^8 = 0.0233 are 0, less than 2.5 %, and the next are 1/16.
+    assert against["ci95"][0] == pytest.approx(1 / 16)
     # One seed: McNemar. random loses one of SFT's two: 0 gained, 1 lost.
     against = random["against_sft"]
     assert (against["test"], against["gained"], against["lost"], against["p"]) == ("McNemar", 0, 1, 1.0)
@@ -619,7 +621,8 @@ def test_an_arm_alone_and_one_without_a_common_seed(results):
 
 def test_several_seeds_against_several():
     found = compared(["1100", "1000"], ["1110", "1100"])
-    assert (found["difference"], found["test"]) == (pytest.approx(0.25), "paired bootstrap")
+    # Two questions gain 1/2 (in quarters 2, 2): two of four choices of signs are as far from 0.
+    assert (found["difference"], found["p"], found["test"]) == (pytest.approx(0.25), 0.5, "paired permutation (sign flip)")
     assert found["mcnemar_p"] == [1.0, 1.0]
 
 
