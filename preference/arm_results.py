@@ -109,9 +109,10 @@ def compared(before: Sequence[str], after: Sequence[str]) -> dict:
 def summary(folder: Path) -> dict:
     """The whole table as JSON: {results, data, n, questions, sft, last: [arm, ...], published: [arm, ...]}.
 
-    Each arm: arm, seeds, means over its seeds of MEASURES, `accuracies` of each seed, pairs, steps, chosen_logp_change (to
-    the last step, nats a token, mean of the seeds that tell), `against_sft`, and, but for `default`, `default_against`: how
-    much better `default` is, on the seeds that both have (None where there is none).
+    Each arm: arm, seeds, means over its seeds of MEASURES, `accuracies` of each seed, pairs, steps (None where a seed does
+    not tell) and chosen_logp_change (nats a token, mean of the seeds that tell) of the adapter that is measured, `against_sft`,
+    and, but for `default`, `default_against`: how much better `default` is, on the seeds that both have (None where there is
+    none).
     """
     sft, arms = read_results(folder)
     sft_model = sft["models"]["sft"]
@@ -122,11 +123,12 @@ def summary(folder: Path) -> dict:
         rows = []
         for arm, seeds in arms.items():
             models = [result["models"][state] for result in seeds.values()]
-            changes = [change for change in map(chosen_change, seeds.values()) if change is not None]
+            steps, changes = zip(*(trained(result, state) for result in seeds.values()), strict=True)
+            changes = [change for change in changes if change is not None]
             row = {"arm": arm, "seeds": sorted(seeds), **{key: mean([model[key] for model in models]) for key in MEASURES},
                    "accuracies": [seeds[seed]["models"][state]["execution_accuracy"] for seed in sorted(seeds)],
                    "pairs": mean([result["pairs"] for result in seeds.values()]),
-                   "steps": mean([result["steps"] for result in seeds.values()]),
+                   "steps": None if None in steps else mean(steps),
                    "chosen_logp_change": mean(changes) if changes else None,
                    "against_sft": compared([sft_model["right"]], [model["right"] for model in models])}
             if arm != "default" and "default" in arms:
@@ -140,15 +142,27 @@ def summary(folder: Path) -> dict:
     return table
 
 
-def chosen_change(result: dict) -> float | None:
-    """By how many nats a token the chosen queries' log-probability rose to the last step, all rounds together.
+def trained(result: dict, state: str) -> tuple[int | None, float | None]:
+    """(steps, `chosen_change`) of the adapter that was measured as `state`; None where the result does not tell."""
+    if state == "last" or result["published_is"] == "last":
+        return result["steps"], chosen_change(result["chosen_logp"], "last")
+    if result["published_is"] == "sft":
+        return 0, 0.0
+    if result["rounds"] > 1:  # which of them was the best is not recorded
+        return None, None
+    # Where the guards stopped training, chosen_logp is that of the training without them.
+    kept = result["chosen_logp"] if result["stopped"] == [None] else result.get("kept_chosen_logp")
+    return result["kept_steps"][0], chosen_change(kept, "kept")
+
+
+def chosen_change(rounds: Sequence[dict | None] | None, end: str) -> float | None:
+    """By how many nats a token the chosen queries' log-probability rose to `end` (last or kept), all rounds together.
 
     None where the guards did not measure, or found no number (a model that has come apart gives nan, kept as None).
     """
-    rounds = result["chosen_logp"]
-    if not rounds or any(one is None or None in (one["start"], one["last"]) for one in rounds):
+    if not rounds or any(one is None or None in (one["start"], one[end]) for one in rounds):
         return None
-    return sum(one["last"] - one["start"] for one in rounds)
+    return sum(one[end] - one["start"] for one in rounds)
 
 
 def mean(values: Sequence[float]) -> float:
@@ -179,7 +193,7 @@ def cells(row: dict) -> list[str]:
             interval(against["error_reduction"], against["error_reduction_ci95"], " %"), short_p(against["p"]),
             *(("-", "-") if default is None else (interval(default["difference"], default["ci95"]), short_p(default["p"]))),
             text.percent(row["valid_sql"]), text.percent(row["ended_with_eos"]), f"{row['mean_tokens']:.1f}",
-            f"{row['steps']:g}", "-" if change is None else f"{change:+.3f}"]
+            "-" if row["steps"] is None else f"{row['steps']:g}", "-" if change is None else f"{change:+.3f}"]
 
 
 def short_p(p: float) -> str:
@@ -195,8 +209,8 @@ def explanation(table: dict) -> str:
             f"{table['n']} questions, valid SQL {text.percent(sft['valid_sql'])}, EOS {text.percent(sft['ended_with_eos'])}, "
             f"{sft['mean_tokens']:.1f} tokens. Accuracy: mean over seeds (lowest to highest). Intervals are 95 %, paired over "
             "the questions. p, one seed: McNemar's exact test; more seeds: paired permutation (sign flip) over questions, each "
-            "scored by its mean over seeds. \"Default better by\": points, on the seeds that both arms have. Chosen logp: change from the first step "
-            "to the last, nats a token, on the guards' pairs." + chosen)
+            "scored by its mean over seeds. \"Default better by\": points, on the seeds that both arms have. Steps: to the adapter that was measured. "
+            "Chosen logp: change from the first step to that one, nats a token, on the guards' pairs." + chosen)
 
 
 def markdown(table: dict) -> str:

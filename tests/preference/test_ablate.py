@@ -18,7 +18,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from preference import ablate, arms, compare_models, dpo, launcher
-from preference.arm_results import compared, markdown, read_results, summary, training_facts
+from preference.arm_results import cells, compared, markdown, read_results, summary, training_facts
 from preference.inspection.labels import LabelFile
 from preference.report import summarise
 from preference.training_inputs import words_hash
@@ -384,6 +384,8 @@ def test_the_last_step_where_the_guards_intervened(project, stages, monkeypatch,
     assert result["models"]["last"]["right"] == RIGHT["default-seed0"] and result["models"]["published"]["right"] == RIGHT["sft"]
     assert (result["published_is"], result["kept_steps"], result["stopped"]) == ("sft", [3], [stopped])
     assert result["cost"]["train_s"] == (200 if stopped else 100) and result["chosen_logp"][0]["last"] == pytest.approx(-0.4)
+    # At step 3 of 6: -0.5 + 3 / 60, also where training was done again to the last step.
+    assert result["kept_chosen_logp"][0]["kept"] == pytest.approx(-0.45)
 
 
 def test_with_later_rounds_the_last_step_is_trained_again(project, stages, monkeypatch, capsys):
@@ -548,7 +550,8 @@ def write(folder: Path, name: str, models: dict[str, str], **more) -> None:
     arm, _, seed = name.partition("-seed")
     write_json(folder / f"{name}.json", {
         "arm": arm, "seed": int(seed) if seed else None, "data": "dev", "n": N, "questions": "hash", "pairs": 10, "steps": 6,
-        "chosen_logp": [{"start": -0.5, "last": -0.45, "kept": -0.5}], "models": {
+        "chosen_logp": [{"start": -0.5, "last": -0.45, "kept": -0.48}], "rounds": 1, "kept_steps": [4], "stopped": [None],
+        "published_is": "published" if len(set(models.values())) > 1 else "last", "models": {
             state: {"right": right, "execution_accuracy": right.count("1") / N, "valid_sql": 0.875, "unclear": 0.0,
                     "ended_with_eos": 1.0, "mean_tokens": 20.0} for state, right in models.items()}} | more)
 
@@ -559,8 +562,9 @@ def results(tmp_path):
     write(tmp_path, "sft", {"sft": "11000000"})
     write(tmp_path, "default-seed0", {"last": "11110000", "published": "11110000"})
     nothing = {"start": -0.5, "last": None, "kept": -0.5}
-    write(tmp_path, "default-seed1", {"last": "11001000", "published": "11000000"}, steps=7, chosen_logp=[nothing])
-    write(tmp_path, "random-seed0", {"last": "10000000", "published": "11000000"}, chosen_logp=[None])
+    sft = {"published_is": "sft"}
+    write(tmp_path, "default-seed1", {"last": "11001000", "published": "11000000"}, steps=7, chosen_logp=[nothing], **sft)
+    write(tmp_path, "random-seed0", {"last": "10000000", "published": "11000000"}, chosen_logp=[None], **sft)
     return tmp_path
 
 
@@ -588,7 +592,34 @@ def test_the_table_by_hand(results):
     assert (better["seeds"], better["difference"], better["p"]) == ([0], 0.375, 0.25)
     published = table["published"]
     assert published[0]["accuracies"] == [0.5, 0.25] and published[1]["against_sft"]["p"] == 1.0
+    # Seed 0 published its last step (6 steps, +0.05), the others SFT.
+    assert (published[0]["steps"], published[0]["chosen_logp_change"]) == (3, pytest.approx(0.025))
+    assert (published[1]["steps"], published[1]["chosen_logp_change"]) == (0, 0)
     json.dumps(table, allow_nan=False)
+
+
+def test_steps_and_chosen_logp_are_those_of_the_adapter_that_is_measured(results):
+    (results / "default-seed1.json").unlink()
+    models = {"last": "11110000", "published": "11100000"}
+
+    def ends(**more) -> tuple[list[str], list[str]]:
+        write(results, "default-seed0", models, **more)
+        table = summary(results)
+        assert markdown(table)
+        return tuple(cells(table[state][0])[-2:] for state in ("last", "published"))
+
+    # Step 4 of 6 was kept: -0.48 there, -0.5 at the start.
+    assert ends() == (["6", "+0.050"], ["4", "+0.020"])
+    # Training was stopped and done again without guards: what those kept is told apart, or not told.
+    assert ends(stopped=["fell"]) == (["6", "+0.050"], ["4", "-"])
+    again = [{"start": -0.5, "last": -0.6, "kept": -0.49}]
+    assert ends(stopped=["fell"], kept_chosen_logp=again) == (["6", "+0.050"], ["4", "+0.010"])
+    # The best of two rounds, and the last step of the second. 2 x 0.05 to it.
+    two = {"rounds": 2, "steps": 12, "kept_steps": [4, 4], "stopped": [None] * 2,
+           "chosen_logp": [{"start": -0.5, "last": -0.45, "kept": -0.48}] * 2}
+    assert ends(**two) == (["12", "+0.100"], ["-", "-"])
+    assert ends(**two, published_is="sft")[1] == ["0", "+0.000"]
+    assert ends(**two, published_is="last")[1] == ["12", "+0.100"]
 
 
 def test_the_table_needs_the_files_alone_in_three_forms(results, monkeypatch, capsys):
