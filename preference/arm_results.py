@@ -176,9 +176,11 @@ HEADINGS = ("Arm", "Seeds", "Accuracy", "Against SFT, points", "Error reduction"
 
 
 def interval(value: float | None, ends: Sequence[float] | None, unit: str = "") -> str:
-    """ "+3.1 (0.4 to 5.8)" in points, with `unit` after the value."""
-    if value is None or ends is None:
+    """ "+3.1 (+0.4 to +5.8)" in points, with `unit` after the value; "+0.0 (-)" where there is no interval."""
+    if value is None:
         return "-"
+    if ends is None:
+        return f"{100 * value:+.1f}{unit} (-)"
     return f"{100 * value:+.1f}{unit} ({100 * ends[0]:+.1f} to {100 * ends[1]:+.1f})"
 
 
@@ -208,9 +210,10 @@ def explanation(table: dict) -> str:
     return (f"SFT: {text.percent(sft['execution_accuracy'])} ({100 * sft['ci95'][0]:.1f} to {100 * sft['ci95'][1]:.1f}) of "
             f"{table['n']} questions, valid SQL {text.percent(sft['valid_sql'])}, EOS {text.percent(sft['ended_with_eos'])}, "
             f"{sft['mean_tokens']:.1f} tokens. Accuracy: mean over seeds (lowest to highest). Intervals are 95 %, paired over "
-            "the questions. p, one seed: McNemar's exact test; more seeds: paired permutation (sign flip) over questions, each "
-            "scored by its mean over seeds. \"Default better by\": points, on the seeds that both arms have. Steps: to the adapter that was measured. "
-            "Chosen logp: change from the first step to that one, nats a token, on the guards' pairs." + chosen)
+            "the questions; (-): no question changed, so that drawing questions gives none. p, one seed: McNemar's exact test; "
+            "more seeds: paired permutation (sign flip) over questions, each scored by its mean over seeds. \"Default better "
+            "by\": points, on the seeds that both arms have. Steps: to the adapter that was measured. Chosen logp: change from "
+            "the first step to that one, nats a token, on the guards' pairs." + chosen)
 
 
 def markdown(table: dict) -> str:

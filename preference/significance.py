@@ -111,8 +111,8 @@ def sign_flip_p(before: Sequence[Sequence[bool]], after: Sequence[Sequence[bool]
     differences = [new * len(before) - old * len(after) for old, new in right_counts(before, after)]
     sizes = [abs(difference) for difference in differences if difference]
     total = sum(sizes)
-    # chances[t]: that the differences with a plus sign add up to t, and all of them to t - (total - t). Only sums of numbers >= 0,
-    # so that small chances are as exact as large ones.
+    # chances[t]: that the differences with a plus sign add up to t, and all of them to t - (total - t). Only numbers >= 0 are
+    # added, so that small chances are as exact as large ones.
     chances = numpy.zeros(total + 1)
     chances[0] = 1.0
     for size in sizes:
@@ -129,8 +129,8 @@ def right_counts(before: Sequence[Sequence[bool]], after: Sequence[Sequence[bool
     """
     lengths = {len(row) for row in (*before, *after)}
     if not before or not after or len(lengths) != 1 or 0 in lengths:
-        raise ValueError(f"found {len(before)} and {len(after)} seeds with {sorted(lengths)} questions. Each arm needs at least "
-                         "one seed, all on the same questions, in the same order. Align them by example_id first.")
+        raise ValueError(f"found {len(before)} and {len(after)} seeds with {sorted(lengths)} questions. Each arm needs at "
+                         "least one seed, all on the same questions, in the same order. Align them by example_id first.")
     return [(sum(old), sum(new)) for old, new in zip(zip(*before, strict=True), zip(*after, strict=True), strict=True)]
 
 
@@ -147,6 +147,7 @@ def paired_bootstrap(before: Sequence[Sequence[bool]], after: Sequence[Sequence[
         difference, ci95: mean accuracy after minus before, and the percentile interval of it.
         error_reduction, error_reduction_ci95: share of the first arm's errors that the second no longer makes, net;
             draws in which the first made none are left out. None where it made none at all.
+        Both intervals are None where no question's score changed: they would have no width, as if nothing could change.
 
     Only the counts of questions with equal scores matter, so a draw is multinomial over the distinct pairs of scores: the
     same distribution as drawing questions one by one. The same inputs and seed give the same numbers.
@@ -165,12 +166,12 @@ def paired_bootstrap(before: Sequence[Sequence[bool]], after: Sequence[Sequence[
     gains = numpy.array([key[1] * len(before) - key[0] * len(after) for key in scores], dtype=numpy.int64)
     share = len(before) * len(after) * n
     errors, errors_before = drawn @ (1 - old), float(counts @ (1 - old))
-    some = errors > 1e-9
+    some, changed = errors > 1e-9, bool(gains.any())
     reductions = (drawn[some] @ (new - old)) / errors[some]
     return {
         "difference": float(counts @ gains) / share,
-        "ci95": [float(end) for end in numpy.percentile(drawn @ gains / share, (2.5, 97.5))],
+        "ci95": [float(end) for end in numpy.percentile(drawn @ gains / share, (2.5, 97.5))] if changed else None,
         "error_reduction": float(counts @ (new - old)) / errors_before if errors_before > 1e-9 else None,
         "error_reduction_ci95": ([float(end) for end in numpy.percentile(reductions, (2.5, 97.5))]
-                                 if errors_before > 1e-9 else None),
+                                 if errors_before > 1e-9 and changed else None),
     }

@@ -598,6 +598,24 @@ def test_the_table_by_hand(results):
     json.dumps(table, allow_nan=False)
 
 
+def test_where_no_question_changed_the_bootstrap_gives_no_interval(results):
+    def shown(state: str, place: int) -> list[str]:
+        return [cells(row)[place] for row in summary(results)[state]]
+
+    # One seed: Newcombe's interval of the difference has a width, the drawn one of the errors would have none.
+    write(results, "random-seed0", {"last": "10000000", "published": "11000000"})
+    assert shown("published", 4)[1] == "+0.0 % (-)" and re.fullmatch(r"\+0\.0 \(-\d.* to \+\d.*\)", shown("published", 3)[1])
+    # Several: both are drawn.
+    for seed in (0, 1):
+        write(results, f"default-seed{seed}", {"last": "11000000", "published": "11000000"})
+    assert (shown("last", 3)[0], shown("last", 4)[0]) == ("+0.0 (-)", "+0.0 % (-)")
+    assert "(-): no question changed" in markdown(summary(results))
+    # An SFT model without errors has none to reduce.
+    for path in results.glob("*.json"):
+        write(results, path.stem, {"sft": "11111111"} if path.stem == "sft" else {"last": "11111110", "published": "11111111"})
+    assert shown("last", 4) == ["-", "-"]
+
+
 def test_steps_and_chosen_logp_are_those_of_the_adapter_that_is_measured(results):
     (results / "default-seed1.json").unlink()
     models = {"last": "11110000", "published": "11100000"}

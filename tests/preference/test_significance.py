@@ -122,9 +122,11 @@ def test_bootstrap_of_many_questions_is_the_normal_distribution():
 
 
 def test_bootstrap_takes_a_question_with_its_mean_over_seeds():
-    # The first question is gained by one seed and lost by the other, so nothing ever changes, however it is drawn.
+    # The first question is gained by one seed and lost by the other, so nothing ever changes, however it is drawn: no interval.
     drawn = paired_bootstrap([[False, True], [True, True]], [[True, True], [False, True]])
-    assert (drawn["difference"], drawn["ci95"]) == (0.0, [0.0, 0.0])
+    assert drawn == {"difference": 0.0, "ci95": None, "error_reduction": 0.0, "error_reduction_ci95": None}
+    # One gained and one lost: no difference either, but draws differ. 2 questions: -1, 0 or 1 with chances 1/4, 1/2, 1/4.
+    assert paired_bootstrap([[False, True]], [[True, False]])["ci95"] == [-1.0, 1.0]
     # One seed before, three after: scores 0 -> 2/3 and 1 -> 1 give a difference of 1/3 and two thirds of the errors.
     drawn = paired_bootstrap([[False, True]], [[True, True], [True, True], [False, True]])
     assert drawn["difference"] == pytest.approx(1 / 3)
