@@ -88,7 +88,7 @@ def settings_of(replaced: dict[str, Any]) -> list[str]:
 def planned(config: AblationConfig) -> list[ArmRun]:
     """All arms and seeds, every configuration checked before anything runs; the arm `default` comes first.
 
-    Raises ValueError for an arm's unusable name or settings, and repeated seeds.
+    Raises ValueError for an arm's unusable name or settings, repeated seeds, and two arms that are the same.
     """
     runs = []
     for name, arm in sorted(config.arms.items(), key=lambda item: item[0] != "default"):
@@ -108,7 +108,13 @@ def planned(config: AblationConfig) -> list[ArmRun]:
                 checked = read_configuration(DpoConfig, Path(config.config), unchecked.overrides())
             except ValueError as error:
                 raise ValueError(f"arm {name}: {error}") from None
-            runs.append(replace(unchecked, config=checked))
+            run = replace(unchecked, config=checked)
+            same = [other.arm for other in runs if stage_two(other.config) == stage_two(checked)]
+            if same:
+                raise ValueError(f"arms {name} and {same[0]} are the same with {config.config} (seed {seed}). Each arm must differ "
+                                 "from all others in a key that counts, or the table shows a difference of 0 as if it were "
+                                 "measured. Take one out or change a key.")
+            runs.append(run)
     return runs
 
 
@@ -136,11 +142,16 @@ def stage_one(config: AblationConfig) -> dict:
     return read_stage_configuration(run, "sft", command)
 
 
+def stage_two(config: DpoConfig) -> dict:
+    """The keys of stage two that change its result."""
+    stage = config.model_dump(exclude={"run": True, "train": True, "sample": {"batch_size"}, "judge": {"workers"}})
+    return stage | {"train": what_counts(config.train)}
+
+
 def identity(run: ArmRun, config: AblationConfig) -> dict:
     """What a result depends on; a result file that holds the same is not made again. JSON values only."""
-    stage = run.config.model_dump(exclude={"run": True, "train": True, "sample": {"batch_size"}, "judge": {"workers"}})
     own = run.folder / LABELS
-    return json.loads(json.dumps({"stage_two": stage | {"train": what_counts(run.config.train)},
+    return json.loads(json.dumps({"stage_two": stage_two(run.config),
                                   "labels": words_hash(own if own.exists() else Path(config.run) / LABELS)}
                                  | measured_identity(config, run.config)))
 

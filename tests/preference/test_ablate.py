@@ -184,6 +184,11 @@ def test_the_projects_own_list_is_valid_and_every_key_has_a_comment():
         "default": 3, "sft-on-chosen": 3, "sft-on-gold": 1, "random-pairs": 3, "flipped": 1}.items()
     assert runs[0].name == "default-seed0" and runs[0].settings == config.settings
     assert {run.config.train.steps for run in runs} == {60}, "all arms train for as many steps"
+    # Under either configuration one arm is without the balance of structure, and no arm is another once more.
+    for other in ("dpo.yaml", "dpo-create-context.yaml"):
+        config.config = str(PROJECT / "configs" / other)
+        found = {run.arm: run.config.pairs.balance_structure for run in arms.planned(config)}
+        assert [arm for arm, balanced in found.items() if not balanced] == ["unbalanced"]
     # One sampling a seed serves all arms.
     assert {arms.sampler_of(run, runs).name for run in runs} == {"default-seed0", "default-seed1", "default-seed2"}
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -202,6 +207,7 @@ def test_the_projects_own_list_is_valid_and_every_key_has_a_comment():
         (["arms.default.seeds=[]"], "arms.default.seeds: found []"),
         (["arms.default.settings={seed: 3}"], "arms.default: settings must not hold seed"),
         (["arms.sft={seeds: [0], settings: {}}"], "arms.sft: not a name for files"),
+        (["arms.gold.settings={train.beta: 0.1, judge.workers: 1}"], "arms gold and default are the same with dpo.yaml (seed 0)"),
         (["run=runs/none"], "run: runs/none holds no finished SFT adapter (no runs/none/sft/complete.json). All arms start"),
         (["measure={data: dev}"], "measure.columns: missing"),
     ],
