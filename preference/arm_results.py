@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -18,6 +19,8 @@ from preference.significance import mcnemar, paired_bootstrap, sign_flip_p, wils
 MEASURES = ("execution_accuracy", "valid_sql", "unclear", "ended_with_eos", "mean_tokens")
 # What is measured of each arm: the adapter of the last step, and the one that the stage would publish.
 STATES = {"last": "At the last step, guards off", "published": "As the guards publish"}
+# What the table reads of an arm's training.
+TRAINING = ("rounds", "pairs", "steps", "chosen_logp", "kept_steps", "stopped", "published_is")
 
 
 def measured(report: dict, name: str) -> dict:
@@ -59,31 +62,65 @@ def training_facts(folder: Path, rounds: int) -> dict:
 def read_results(folder: Path) -> tuple[dict, dict[str, dict[int, dict]]]:
     """(the result of SFT, {arm: {seed: result}}) of a folder; arms in the order of their names, `default` first.
 
-    Raises ValueError where a file is missing, unreadable, or about other questions than the rest.
+    Raises ValueError where a file is missing, unreadable, about other questions than the rest, or holds another's arm and seed.
     """
     if not (folder / "sft.json").exists():
         found = ", ".join(sorted(path.name for path in folder.glob("*.json"))) if folder.is_dir() else "no such folder"
         raise ValueError(f"{folder} has no sft.json (found: {found or 'no result'}). Every arm is compared with the SFT model. "
                          f"Run the arms: bash launch/ablate.sh --set results={folder}")
-    results = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            results[path] = json.loads(path.read_text(encoding="utf-8"))
-            models = {name: model["right"] for name, model in results[path]["models"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{path} is not a result of an arm. Allowed are files that preference/ablate.py wrote. Move it "
-                             "away, or delete it to have that arm run again.") from None
-        sft = results.get(folder / "sft.json") or json.loads((folder / "sft.json").read_text(encoding="utf-8"))
-        if results[path]["questions"] != sft["questions"] or {len(right) for right in models.values()} != {sft["n"]}:
+    results = {path: read_result(path, ["sft"] if path.name == "sft.json" else list(STATES))
+               for path in sorted(folder.glob("*.json"))}
+    sft = results[folder / "sft.json"]
+    for path, result in results.items():
+        lengths = {len(model["right"]) for model in result["models"].values()}
+        if result["questions"] != sft["questions"] or lengths != {sft["n"]}:
             raise ValueError(
-                f"{path} is about other questions (hash {results[path]['questions']}, n = {results[path]['n']}) than sft.json "
+                f"{path} is about other questions (hash {result['questions']}, n = {result['n']}) than sft.json "
                 f"(hash {sft['questions']}, n = {sft['n']}). All arms of a folder must answer the same questions. Measure again "
                 "those that differ (delete their files), or keep two folders of results (--set results=FOLDER).")
     arms: dict[str, dict[int, dict]] = {}
+    files: dict[tuple[str, int], Path] = {}
     for path, result in results.items():
-        if path.name != "sft.json":
-            arms.setdefault(result["arm"], {})[result["seed"]] = result
-    return results[folder / "sft.json"], dict(sorted(arms.items(), key=lambda item: (item[0] != "default", item[0])))
+        if path.name == "sft.json":
+            continue
+        arm, seed = result["arm"], result["seed"]
+        if (arm, seed) in files:
+            raise ValueError(f"{files[arm, seed]} and {path} both hold arm {arm}, seed {seed}. Allowed is one file for each "
+                             "arm and seed. Move the one away that is not to count.")
+        files[arm, seed] = path
+        arms.setdefault(arm, {})[seed] = result
+    return sft, dict(sorted(arms.items(), key=lambda item: (item[0] != "default", item[0])))
+
+
+def read_result(path: Path, states: Sequence[str]) -> dict:
+    """One result file; ValueError where it lacks something that the table reads of it, with models of these names."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = "no JSON, perhaps cut off"
+    else:
+        found = ", ".join(f"no {key}" for key in missing(result, states))
+    if found:
+        raise ValueError(f"{path} is not a result of an arm ({found}). Allowed are files that preference/ablate.py wrote. Move "
+                         "it away, or delete it to have it made again.")
+    return result
+
+
+def missing(result: Any, states: Sequence[str]) -> list[str]:
+    """Names of what a result lacks."""
+    if not isinstance(result, dict):
+        return ["map"]
+    found = [key for key in ("arm", "seed", "data", "n", "questions") if key not in result]
+    if list(states) != ["sft"]:
+        found += [key for key in TRAINING if key not in result]
+    models = result.get("models")
+    for state in states:
+        model = models.get(state) if isinstance(models, dict) else None
+        if isinstance(model, dict):
+            found += [f"models.{state}.{key}" for key in (*MEASURES, "right") if key not in model]
+        else:
+            found.append(f"models.{state}")
+    return found
 
 
 def bits(right: str) -> list[bool]:

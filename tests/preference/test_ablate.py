@@ -539,6 +539,19 @@ def test_calls_that_run_at_once_do_not_meet_on_one_port(tmp_path):
     assert accelerate[-4:] == ["--main_process_port", "0", "--config_file", "launch/cpu-2-ranks.yaml"]
 
 
+def test_a_failure_of_any_kind_stops_no_other_work(capsys):
+    done = []
+
+    def work(name: str) -> None:
+        {"a": 1}[name]
+        done.append(name)
+
+    with pytest.raises(launcher.WorkFailed) as told:
+        launcher.Launcher(1, None).all({name: lambda cores, name=name: work(name) for name in "ba"}, "done")
+    assert done == ["a"] and told.value.names == {"b"} and str(told.value) == "1 of 2 could not be done:\nb: KeyError('b')"
+    assert "Traceback" in capsys.readouterr().err
+
+
 def test_a_failing_command_is_told_with_its_last_words_and_its_log(tmp_path):
     started = launcher.Launcher(1, None)
     started.accelerate = [sys.executable, "-c", "import sys; print(sys.argv[1]); sys.exit('error: no room')"]
@@ -691,9 +704,36 @@ def test_files_about_other_questions_are_not_mixed(results):
         read_results(results)
 
 
+@pytest.mark.parametrize("file", ["sft", "random-seed0"])
+@pytest.mark.parametrize(("content", "found"), [
+    (None, "no JSON, perhaps cut off"), ([], "no map"), (3, "no map"), ({"models": []}, "no arm, no seed, no data, no n, ")])
+def test_a_result_that_is_cut_off_or_of_another_form_is_named(results, monkeypatch, capsys, file, content, found):
+    path = results / f"{file}.json"
+    path.write_text(path.read_text()[:40] if content is None else json.dumps(content))
+    code, _ = run(monkeypatch, capsys, "--table", results)
+    assert code.startswith(f"error: {path} is not a result of an arm ({found}") and "delete it to have it made again" in code
+
+
+def test_a_result_without_a_model_or_its_measures_is_named(results):
+    write(results, "random-seed0", {"last": "10000000"}, published_is="sft")
+    with pytest.raises(ValueError, match=r"random-seed0.json is not a result of an arm \(no models.published\). Allowed"):
+        read_results(results)
+    result = json.loads((results / "default-seed0.json").read_text())
+    del result["models"]["last"]["valid_sql"], result["steps"]
+    write_json(results / "default-seed0.json", result)
+    with pytest.raises(ValueError, match=r"default-seed0.json is not a result of an arm .no steps, no models.last.valid_sql\)"):
+        read_results(results)
+
+
+def test_two_files_of_one_arm_and_seed_are_named(results):
+    shutil.copy(results / "random-seed0.json", results / "random-seed0-copy.json")
+    with pytest.raises(ValueError, match="seed0-copy.json and .*random-seed0.json both hold arm random, seed 0. Allowed"):
+        read_results(results)
+
+
 def test_what_is_no_result_and_a_folder_without_sft_are_named(results):
     (results / "notes.json").write_text("[]")
-    with pytest.raises(ValueError, match="notes.json is not a result of an arm. Allowed are"):
+    with pytest.raises(ValueError, match="notes.json is not a result of an arm .no map.. Allowed are"):
         read_results(results)
     with pytest.raises(ValueError, match="none has no sft.json .found: no such folder.. Every arm is compared"):
         read_results(results / "none")
