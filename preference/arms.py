@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from ruamel.yaml import YAML
 
 from preference.rounds import round_folder
@@ -26,6 +26,22 @@ SAMPLED = ("candidates.parquet", "verdicts.parquet")
 LABELS = "labels.sqlite"
 
 
+def flat(values: dict, prefix: str = "") -> dict[str, Any]:
+    """A section's keys with the names that --set gives them; a map that is one key's value, train.trl, stays whole.
+
+    Example: {train.steps: 60, train: {beta: 0.3, steps: 100}} -> {train.steps: 100, train.beta: 0.3}. Of a name that stands in
+    both forms the nested one counts: it is what --set settings.train.steps=100 lays over the file.
+    """
+    found = {}
+    for key, value in sorted(values.items(), key=lambda item: isinstance(item[1], dict)):
+        nested = isinstance(value, dict) and str(key).rpartition(".")[2] != "trl"
+        found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return found
+
+
+Settings = Annotated[dict[str, Any], BeforeValidator(lambda values: flat(values) if isinstance(values, dict) else values)]
+
+
 class Measure(Section):
     data: str
     columns: dict[str, str]
@@ -34,7 +50,7 @@ class Measure(Section):
 
 class Arm(Section):
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-    settings: dict[str, Any]
+    settings: Settings
 
 
 class AblationConfig(Section):
@@ -44,7 +60,7 @@ class AblationConfig(Section):
     run: str
     runs: str
     results: str
-    settings: dict[str, Any]
+    settings: Settings
     measure: Measure
     arms: Annotated[dict[str, Arm], Field(min_length=1)]
 
@@ -193,14 +209,6 @@ def is_finished(result: Path, wanted: dict, overwrite: bool) -> bool:
     raise ValueError(f"{result} was measured with other settings ({'; '.join(differing)[:1500] or 'not a result of an arm'}). "
                      "Finished results are not overwritten. Go back to those settings, choose other folders (--set "
                      "results=FOLDER runs=FOLDER), or add --overwrite to run this arm anew.")
-
-
-def flat(values: dict, prefix: str = "") -> dict[str, Any]:
-    """A section's keys with the names that --set gives them."""
-    found = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and key != "trl" else {prefix + key: value}
-    return found
 
 
 def prepare_folder(folder: Path, config: AblationConfig, sft_config: dict) -> None:

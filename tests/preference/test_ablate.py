@@ -198,6 +198,33 @@ def test_the_projects_own_list_is_valid_and_every_key_has_a_comment():
             assert lines[number - 1].strip().startswith("#"), f"no comment above {key}"
 
 
+def test_settings_are_taken_dotted_and_as_sections(project):
+    path = project / "ablation.yaml"
+    values = YAML(typ="safe").load(path.read_text())
+    values["arms"]["gold"]["settings"] |= {"train": {"beta": 0.3, "trl": {"ld_alpha": 0.5}}, "pairs": {"per_question": 1}}
+    YAML().dump(values, path)
+
+    def gold(*settings: str) -> arms.ArmRun:
+        return arms.planned(read_configuration(arms.AblationConfig, path, list(settings)))[-1]
+
+    assert gold().settings == {
+        "train.steps": 6, "train.loss_type": ["sft"], "train.loss_weights": [1.0], "train.beta": 0.3,
+        "train.trl": {"ld_alpha": 0.5}, "pairs.per_question": 1}
+    train = gold("settings.train.steps=100").config.train
+    assert (train.steps, train.beta, train.trl) == (100, 0.3, {"ld_alpha": 0.5})
+    # An arm's own go before those of all; a section of the file keeps its other keys.
+    run = gold("settings.train.steps=100", "arms.gold.settings.train.steps=50", "arms.gold.settings.train.trl={}")
+    assert (run.config.train.steps, run.config.train.beta, run.config.train.trl) == (50, 0.3, {})
+    # Dotted names with a map, as before.
+    assert gold("arms.gold.settings={train.trl: {ld_alpha: 0.25}}").config.train.trl == {"ld_alpha": 0.25}
+    # Which form came first is no matter: that of --set counts.
+    assert arms.flat({"train": {"beta": 0.3, "steps": 100}, "train.steps": 60}) == {"train.steps": 100, "train.beta": 0.3}
+    with pytest.raises(ValueError, match="settings: found 3; "):
+        gold("settings=3")
+    with pytest.raises(ValueError, match="1 mistake.*\n  train.step: unknown key; did you mean train.steps"):
+        gold("settings.train.step=5")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
