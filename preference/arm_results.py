@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -13,11 +14,13 @@ from rich.text import Text
 
 from preference.report_page import text
 from preference.rounds import adapter_of, consecutive_rounds
-from preference.significance import mcnemar, paired_bootstrap, wilson_interval
+from preference.significance import mcnemar, paired_bootstrap, sign_flip_p, wilson_interval
 
 MEASURES = ("execution_accuracy", "valid_sql", "unclear", "ended_with_eos", "mean_tokens")
 # What is measured of each arm: the adapter of the last step, and the one that the stage would publish.
 STATES = {"last": "At the last step, guards off", "published": "As the guards publish"}
+# What the table reads of an arm's training.
+TRAINING = ("rounds", "pairs", "steps", "chosen_logp", "kept_steps", "stopped", "published_is")
 
 
 def measured(report: dict, name: str) -> dict:
@@ -59,31 +62,65 @@ def training_facts(folder: Path, rounds: int) -> dict:
 def read_results(folder: Path) -> tuple[dict, dict[str, dict[int, dict]]]:
     """(the result of SFT, {arm: {seed: result}}) of a folder; arms in the order of their names, `default` first.
 
-    Raises ValueError where a file is missing, unreadable, or about other questions than the rest.
+    Raises ValueError where a file is missing, unreadable, about other questions than the rest, or holds another's arm and seed.
     """
     if not (folder / "sft.json").exists():
         found = ", ".join(sorted(path.name for path in folder.glob("*.json"))) if folder.is_dir() else "no such folder"
         raise ValueError(f"{folder} has no sft.json (found: {found or 'no result'}). Every arm is compared with the SFT model. "
                          f"Run the arms: bash launch/ablate.sh --set results={folder}")
-    results = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            results[path] = json.loads(path.read_text(encoding="utf-8"))
-            models = {name: model["right"] for name, model in results[path]["models"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{path} is not a result of an arm. Allowed are files that preference/ablate.py wrote. Move it "
-                             "away, or delete it to have that arm run again.") from None
-        sft = results.get(folder / "sft.json") or json.loads((folder / "sft.json").read_text(encoding="utf-8"))
-        if results[path]["questions"] != sft["questions"] or {len(right) for right in models.values()} != {sft["n"]}:
+    results = {path: read_result(path, ["sft"] if path.name == "sft.json" else list(STATES))
+               for path in sorted(folder.glob("*.json"))}
+    sft = results[folder / "sft.json"]
+    for path, result in results.items():
+        lengths = {len(model["right"]) for model in result["models"].values()}
+        if result["questions"] != sft["questions"] or lengths != {sft["n"]}:
             raise ValueError(
-                f"{path} is about other questions (hash {results[path]['questions']}, n = {results[path]['n']}) than sft.json "
+                f"{path} is about other questions (hash {result['questions']}, n = {result['n']}) than sft.json "
                 f"(hash {sft['questions']}, n = {sft['n']}). All arms of a folder must answer the same questions. Measure again "
                 "those that differ (delete their files), or keep two folders of results (--set results=FOLDER).")
     arms: dict[str, dict[int, dict]] = {}
+    files: dict[tuple[str, int], Path] = {}
     for path, result in results.items():
-        if path.name != "sft.json":
-            arms.setdefault(result["arm"], {})[result["seed"]] = result
-    return results[folder / "sft.json"], dict(sorted(arms.items(), key=lambda item: (item[0] != "default", item[0])))
+        if path.name == "sft.json":
+            continue
+        arm, seed = result["arm"], result["seed"]
+        if (arm, seed) in files:
+            raise ValueError(f"{files[arm, seed]} and {path} both hold arm {arm}, seed {seed}. Allowed is one file for each "
+                             "arm and seed. Move the one away that is not to count.")
+        files[arm, seed] = path
+        arms.setdefault(arm, {})[seed] = result
+    return sft, dict(sorted(arms.items(), key=lambda item: (item[0] != "default", item[0])))
+
+
+def read_result(path: Path, states: Sequence[str]) -> dict:
+    """One result file; ValueError where it lacks something that the table reads of it, with models of these names."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = "no JSON, perhaps cut off"
+    else:
+        found = ", ".join(f"no {key}" for key in missing(result, states))
+    if found:
+        raise ValueError(f"{path} is not a result of an arm ({found}). Allowed are files that preference/ablate.py wrote. Move "
+                         "it away, or delete it to have it made again.")
+    return result
+
+
+def missing(result: Any, states: Sequence[str]) -> list[str]:
+    """Names of what a result lacks."""
+    if not isinstance(result, dict):
+        return ["map"]
+    found = [key for key in ("arm", "seed", "data", "n", "questions") if key not in result]
+    if list(states) != ["sft"]:
+        found += [key for key in TRAINING if key not in result]
+    models = result.get("models")
+    for state in states:
+        model = models.get(state) if isinstance(models, dict) else None
+        if isinstance(model, dict):
+            found += [f"models.{state}.{key}" for key in (*MEASURES, "right") if key not in model]
+        else:
+            found.append(f"models.{state}")
+    return found
 
 
 def bits(right: str) -> list[bool]:
@@ -93,25 +130,26 @@ def bits(right: str) -> list[bool]:
 def compared(before: Sequence[str], after: Sequence[str]) -> dict:
     """Two arms on the same questions, each a string of 1 and 0 for each seed.
 
-    One seed each: McNemar's exact p and Newcombe's interval. More: interval and p of `paired_bootstrap`, and McNemar's p for
-    each pair of seeds. The error reduction's interval is the bootstrap's in both cases.
+    One seed each: McNemar's exact p and Newcombe's interval. More: `sign_flip_p` and the interval of `paired_bootstrap`, and
+    McNemar's p for each pair of seeds. The error reduction's interval is the bootstrap's in both cases.
     """
-    drawn = paired_bootstrap([bits(right) for right in before], [bits(right) for right in after])
+    old, new = [bits(right) for right in before], [bits(right) for right in after]
     rows = list(before) * len(after) if len(before) == 1 else list(before)
     single = [mcnemar(bits(one), bits(other)) for one, other in zip(rows, after, strict=True)]
-    found = drawn | {"test": "paired bootstrap", "mcnemar_p": [one["p"] for one in single]}
+    found = paired_bootstrap(old, new) | {"interval": "paired bootstrap", "mcnemar_p": [one["p"] for one in single]}
     if len(single) == 1:
-        found |= {"test": "McNemar", "gained": single[0]["gained"], "lost": single[0]["lost"], "ci95": single[0]["ci95"],
-                  "p": single[0]["p"]}
-    return found
+        return found | {"test": "McNemar", "interval": "Newcombe"} | {key: single[0][key]
+                                                                      for key in ("gained", "lost", "ci95", "p")}
+    return found | {"test": "paired permutation (sign flip)", "p": sign_flip_p(old, new)}
 
 
 def summary(folder: Path) -> dict:
     """The whole table as JSON: {results, data, n, questions, sft, last: [arm, ...], published: [arm, ...]}.
 
-    Each arm: arm, seeds, means over its seeds of MEASURES, `accuracies` of each seed, pairs, steps, chosen_logp_change (to
-    the last step, nats a token, mean of the seeds that tell), `against_sft`, and, but for `default`, `default_against`: how
-    much better `default` is, on the seeds that both have (None where there is none).
+    Each arm: arm, seeds, means over its seeds of MEASURES, `accuracies` of each seed, pairs, steps (None where a seed does
+    not tell) and chosen_logp_change (nats a token, mean of the seeds that tell) of the adapter that is measured, `against_sft`,
+    and, but for `default`, `default_against`: how much better `default` is, on the seeds that both have (None where there is
+    none).
     """
     sft, arms = read_results(folder)
     sft_model = sft["models"]["sft"]
@@ -122,11 +160,12 @@ def summary(folder: Path) -> dict:
         rows = []
         for arm, seeds in arms.items():
             models = [result["models"][state] for result in seeds.values()]
-            changes = [change for change in map(chosen_change, seeds.values()) if change is not None]
+            steps, changes = zip(*(trained(result, state) for result in seeds.values()), strict=True)
+            changes = [change for change in changes if change is not None]
             row = {"arm": arm, "seeds": sorted(seeds), **{key: mean([model[key] for model in models]) for key in MEASURES},
                    "accuracies": [seeds[seed]["models"][state]["execution_accuracy"] for seed in sorted(seeds)],
                    "pairs": mean([result["pairs"] for result in seeds.values()]),
-                   "steps": mean([result["steps"] for result in seeds.values()]),
+                   "steps": None if None in steps else mean(steps),
                    "chosen_logp_change": mean(changes) if changes else None,
                    "against_sft": compared([sft_model["right"]], [model["right"] for model in models])}
             if arm != "default" and "default" in arms:
@@ -140,15 +179,27 @@ def summary(folder: Path) -> dict:
     return table
 
 
-def chosen_change(result: dict) -> float | None:
-    """By how many nats a token the chosen queries' log-probability rose to the last step, all rounds together.
+def trained(result: dict, state: str) -> tuple[int | None, float | None]:
+    """(steps, `chosen_change`) of the adapter that was measured as `state`; None where the result does not tell."""
+    if state == "last" or result["published_is"] == "last":
+        return result["steps"], chosen_change(result["chosen_logp"], "last")
+    if result["published_is"] == "sft":
+        return 0, 0.0
+    if result["rounds"] > 1:  # which of them was the best is not recorded
+        return None, None
+    # Where the guards stopped training, chosen_logp is that of the training without them.
+    kept = result["chosen_logp"] if result["stopped"] == [None] else result.get("kept_chosen_logp")
+    return result["kept_steps"][0], chosen_change(kept, "kept")
+
+
+def chosen_change(rounds: Sequence[dict | None] | None, end: str) -> float | None:
+    """By how many nats a token the chosen queries' log-probability rose to `end` (last or kept), all rounds together.
 
     None where the guards did not measure, or found no number (a model that has come apart gives nan, kept as None).
     """
-    rounds = result["chosen_logp"]
-    if not rounds or any(one is None or None in (one["start"], one["last"]) for one in rounds):
+    if not rounds or any(one is None or None in (one["start"], one[end]) for one in rounds):
         return None
-    return sum(one["last"] - one["start"] for one in rounds)
+    return sum(one[end] - one["start"] for one in rounds)
 
 
 def mean(values: Sequence[float]) -> float:
@@ -162,9 +213,11 @@ HEADINGS = ("Arm", "Seeds", "Accuracy", "Against SFT, points", "Error reduction"
 
 
 def interval(value: float | None, ends: Sequence[float] | None, unit: str = "") -> str:
-    """ "+3.1 (0.4 to 5.8)" in points, with `unit` after the value."""
-    if value is None or ends is None:
+    """ "+3.1 (+0.4 to +5.8)" in points, with `unit` after the value; "+0.0 (-)" where there is no interval."""
+    if value is None:
         return "-"
+    if ends is None:
+        return f"{100 * value:+.1f}{unit} (-)"
     return f"{100 * value:+.1f}{unit} ({100 * ends[0]:+.1f} to {100 * ends[1]:+.1f})"
 
 
@@ -179,7 +232,7 @@ def cells(row: dict) -> list[str]:
             interval(against["error_reduction"], against["error_reduction_ci95"], " %"), short_p(against["p"]),
             *(("-", "-") if default is None else (interval(default["difference"], default["ci95"]), short_p(default["p"]))),
             text.percent(row["valid_sql"]), text.percent(row["ended_with_eos"]), f"{row['mean_tokens']:.1f}",
-            f"{row['steps']:g}", "-" if change is None else f"{change:+.3f}"]
+            "-" if row["steps"] is None else f"{row['steps']:g}", "-" if change is None else f"{change:+.3f}"]
 
 
 def short_p(p: float) -> str:
@@ -194,9 +247,10 @@ def explanation(table: dict) -> str:
     return (f"SFT: {text.percent(sft['execution_accuracy'])} ({100 * sft['ci95'][0]:.1f} to {100 * sft['ci95'][1]:.1f}) of "
             f"{table['n']} questions, valid SQL {text.percent(sft['valid_sql'])}, EOS {text.percent(sft['ended_with_eos'])}, "
             f"{sft['mean_tokens']:.1f} tokens. Accuracy: mean over seeds (lowest to highest). Intervals are 95 %, paired over "
-            "the questions. One seed: McNemar's exact p; more: paired bootstrap over questions, each scored by its mean over "
-            "seeds. \"Default better by\": points, on the seeds that both arms have. Chosen logp: change from the first step "
-            "to the last, nats a token, on the guards' pairs." + chosen)
+            "the questions; (-): no question changed, so that drawing questions gives none. p, one seed: McNemar's exact test; "
+            "more seeds: paired permutation (sign flip) over questions, each scored by its mean over seeds. \"Default better "
+            "by\": points, on the seeds that both arms have. Steps: to the adapter that was measured. Chosen logp: change from "
+            "the first step to that one, nats a token, on the guards' pairs." + chosen)
 
 
 def markdown(table: dict) -> str:

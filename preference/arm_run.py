@@ -75,7 +75,8 @@ class Ablation:
         `published` is what the stage publishes after these rounds, with the guards as they are set (RUN/best can be of a later
         round, of an earlier setting of `rounds`). `last` is the adapter of the last step. Where
         the guards gave back an earlier step, the stage leaves it in dpo/last; where they stopped training, or a later round
-        started from what they gave back, the same training is done once more without them, in RUN/last.
+        started from what they gave back, the same training is done once more without them, in RUN/last. The figures of training
+        are those of `last`; `kept_steps`, `stopped` and `kept_chosen_logp` those of the training with guards.
         """
         folder, rounds = run.folder, run.config.rounds
         self.share_samples(run, folder)
@@ -97,7 +98,7 @@ class Ablation:
             "data": self.config.measure.data, "n": report["n"], "questions": report["questions"],
             "models": {state: measured(report, name) for state, name in names.items()}, "published_is": names["published"],
             **{key: there[key] for key in ("rounds", "pairs", "steps", "start", "guards", "chosen_logp")},
-            "kept_steps": kept["kept_steps"], "stopped": kept["stopped"],
+            "kept_steps": kept["kept_steps"], "stopped": kept["stopped"], "kept_chosen_logp": kept["chosen_logp"],
             "cost": {**sampling_cost(self.sampler(run).folder), "samples_of": self.sampler(run).name, "train_s": trained_s,
                      "measure_s": round(time.monotonic() - started, 1), "peak_memory_bytes": there["peak_memory_bytes"]},
             "identity": self.identity(run),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from ruamel.yaml import YAML
 
 from preference.rounds import round_folder
@@ -26,6 +26,22 @@ SAMPLED = ("candidates.parquet", "verdicts.parquet")
 LABELS = "labels.sqlite"
 
 
+def flat(values: dict, prefix: str = "") -> dict[str, Any]:
+    """A section's keys with the names that --set gives them; a map that is one key's value, train.trl, stays whole.
+
+    Example: {train.steps: 60, train: {beta: 0.3, steps: 100}} -> {train.steps: 100, train.beta: 0.3}. Of a name that stands in
+    both forms the nested one counts: it is what --set settings.train.steps=100 lays over the file.
+    """
+    found = {}
+    for key, value in sorted(values.items(), key=lambda item: isinstance(item[1], dict)):
+        nested = isinstance(value, dict) and str(key).rpartition(".")[2] != "trl"
+        found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return found
+
+
+Settings = Annotated[dict[str, Any], BeforeValidator(lambda values: flat(values) if isinstance(values, dict) else values)]
+
+
 class Measure(Section):
     data: str
     columns: dict[str, str]
@@ -34,7 +50,7 @@ class Measure(Section):
 
 class Arm(Section):
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-    settings: dict[str, Any]
+    settings: Settings
 
 
 class AblationConfig(Section):
@@ -44,7 +60,7 @@ class AblationConfig(Section):
     run: str
     runs: str
     results: str
-    settings: dict[str, Any]
+    settings: Settings
     measure: Measure
     arms: Annotated[dict[str, Arm], Field(min_length=1)]
 
@@ -88,7 +104,7 @@ def settings_of(replaced: dict[str, Any]) -> list[str]:
 def planned(config: AblationConfig) -> list[ArmRun]:
     """All arms and seeds, every configuration checked before anything runs; the arm `default` comes first.
 
-    Raises ValueError for an arm's unusable name or settings, and repeated seeds.
+    Raises ValueError for an arm's unusable name or settings, repeated seeds, and two arms that are the same.
     """
     runs = []
     for name, arm in sorted(config.arms.items(), key=lambda item: item[0] != "default"):
@@ -108,7 +124,13 @@ def planned(config: AblationConfig) -> list[ArmRun]:
                 checked = read_configuration(DpoConfig, Path(config.config), unchecked.overrides())
             except ValueError as error:
                 raise ValueError(f"arm {name}: {error}") from None
-            runs.append(replace(unchecked, config=checked))
+            run = replace(unchecked, config=checked)
+            same = [other.arm for other in runs if stage_two(other.config) == stage_two(checked)]
+            if same:
+                raise ValueError(f"arms {name} and {same[0]} are the same with {config.config} (seed {seed}). Each arm must differ "
+                                 "from all others in a key that counts, or the table shows a difference of 0 as if it were "
+                                 "measured. Take one out or change a key.")
+            runs.append(run)
     return runs
 
 
@@ -136,11 +158,16 @@ def stage_one(config: AblationConfig) -> dict:
     return read_stage_configuration(run, "sft", command)
 
 
+def stage_two(config: DpoConfig) -> dict:
+    """The keys of stage two that change its result."""
+    stage = config.model_dump(exclude={"run": True, "train": True, "sample": {"batch_size"}, "judge": {"workers"}})
+    return stage | {"train": what_counts(config.train)}
+
+
 def identity(run: ArmRun, config: AblationConfig) -> dict:
     """What a result depends on; a result file that holds the same is not made again. JSON values only."""
-    stage = run.config.model_dump(exclude={"run": True, "train": True, "sample": {"batch_size"}, "judge": {"workers"}})
     own = run.folder / LABELS
-    return json.loads(json.dumps({"stage_two": stage | {"train": what_counts(run.config.train)},
+    return json.loads(json.dumps({"stage_two": stage_two(run.config),
                                   "labels": words_hash(own if own.exists() else Path(config.run) / LABELS)}
                                  | measured_identity(config, run.config)))
 
@@ -182,14 +209,6 @@ def is_finished(result: Path, wanted: dict, overwrite: bool) -> bool:
     raise ValueError(f"{result} was measured with other settings ({'; '.join(differing)[:1500] or 'not a result of an arm'}). "
                      "Finished results are not overwritten. Go back to those settings, choose other folders (--set "
                      "results=FOLDER runs=FOLDER), or add --overwrite to run this arm anew.")
-
-
-def flat(values: dict, prefix: str = "") -> dict[str, Any]:
-    """A section's keys with the names that --set gives them."""
-    found = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and key != "trl" else {prefix + key: value}
-    return found
 
 
 def prepare_folder(folder: Path, config: AblationConfig, sft_config: dict) -> None:

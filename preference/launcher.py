@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -22,7 +23,8 @@ class WorkFailed(ValueError):
     """Some pieces of work failed; the text says how. `names` are theirs."""
 
     def __init__(self, failed: dict[str, Exception], count: int, done: str):
-        told = "\n".join(f"{name}: {error}" for name, error in failed.items())
+        told = "\n".join(f"{name}: {error if isinstance(error, (ValueError, OSError)) else repr(error)}"
+                         for name, error in failed.items())
         text = f"{len(failed)} of {count} could not be {done}:\n{told}"
         if "--set run=FOLDER" in text:  # a stage's own advice
             text += ("\nFor arms, another folder is --set runs=FOLDER results=FOLDER, and --overwrite is an option of "
@@ -113,8 +115,10 @@ class Launcher:
                 rest = f"; about {left / 60:.0f} min left" if ended < len(work) else ""
                 try:
                     print(f"[{ended}/{len(work)}] {name}: {done} in {future.result() / 60:.1f} min{rest}", flush=True)
-                except (ValueError, OSError) as error:
+                except Exception as error:  # whatever it is, the other pieces of work go on
                     failed[name] = error
+                    if not isinstance(error, (ValueError, OSError)):  # its text says little
+                        traceback.print_exception(error)
                     print(f"[{ended}/{len(work)}] {name}: failed{rest}", flush=True)
         finally:
             with self.lock:

@@ -18,7 +18,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from preference import ablate, arms, compare_models, dpo, launcher
-from preference.arm_results import compared, markdown, read_results, summary, training_facts
+from preference.arm_results import cells, compared, markdown, read_results, summary, training_facts
 from preference.inspection.labels import LabelFile
 from preference.report import summarise
 from preference.training_inputs import words_hash
@@ -184,6 +184,11 @@ def test_the_projects_own_list_is_valid_and_every_key_has_a_comment():
         "default": 3, "sft-on-chosen": 3, "sft-on-gold": 1, "random-pairs": 3, "flipped": 1}.items()
     assert runs[0].name == "default-seed0" and runs[0].settings == config.settings
     assert {run.config.train.steps for run in runs} == {60}, "all arms train for as many steps"
+    # Under either configuration one arm is without the balance of structure, and no arm is another once more.
+    for other in ("dpo.yaml", "dpo-create-context.yaml"):
+        config.config = str(PROJECT / "configs" / other)
+        found = {run.arm: run.config.pairs.balance_structure for run in arms.planned(config)}
+        assert [arm for arm, balanced in found.items() if not balanced] == ["unbalanced"]
     # One sampling a seed serves all arms.
     assert {arms.sampler_of(run, runs).name for run in runs} == {"default-seed0", "default-seed1", "default-seed2"}
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -191,6 +196,33 @@ def test_the_projects_own_list_is_valid_and_every_key_has_a_comment():
         key = line.strip().partition(":")[0]
         if key not in ("seeds", "settings", "measure", "") and not key.startswith("#"):
             assert lines[number - 1].strip().startswith("#"), f"no comment above {key}"
+
+
+def test_settings_are_taken_dotted_and_as_sections(project):
+    path = project / "ablation.yaml"
+    values = YAML(typ="safe").load(path.read_text())
+    values["arms"]["gold"]["settings"] |= {"train": {"beta": 0.3, "trl": {"ld_alpha": 0.5}}, "pairs": {"per_question": 1}}
+    YAML().dump(values, path)
+
+    def gold(*settings: str) -> arms.ArmRun:
+        return arms.planned(read_configuration(arms.AblationConfig, path, list(settings)))[-1]
+
+    assert gold().settings == {
+        "train.steps": 6, "train.loss_type": ["sft"], "train.loss_weights": [1.0], "train.beta": 0.3,
+        "train.trl": {"ld_alpha": 0.5}, "pairs.per_question": 1}
+    train = gold("settings.train.steps=100").config.train
+    assert (train.steps, train.beta, train.trl) == (100, 0.3, {"ld_alpha": 0.5})
+    # An arm's own go before those of all; a section of the file keeps its other keys.
+    run = gold("settings.train.steps=100", "arms.gold.settings.train.steps=50", "arms.gold.settings.train.trl={}")
+    assert (run.config.train.steps, run.config.train.beta, run.config.train.trl) == (50, 0.3, {})
+    # Dotted names with a map, as before.
+    assert gold("arms.gold.settings={train.trl: {ld_alpha: 0.25}}").config.train.trl == {"ld_alpha": 0.25}
+    # Which form came first is no matter: that of --set counts.
+    assert arms.flat({"train": {"beta": 0.3, "steps": 100}, "train.steps": 60}) == {"train.steps": 100, "train.beta": 0.3}
+    with pytest.raises(ValueError, match="settings: found 3; "):
+        gold("settings=3")
+    with pytest.raises(ValueError, match="1 mistake.*\n  train.step: unknown key; did you mean train.steps"):
+        gold("settings.train.step=5")
 
 
 @pytest.mark.parametrize(
@@ -202,6 +234,7 @@ def test_the_projects_own_list_is_valid_and_every_key_has_a_comment():
         (["arms.default.seeds=[]"], "arms.default.seeds: found []"),
         (["arms.default.settings={seed: 3}"], "arms.default: settings must not hold seed"),
         (["arms.sft={seeds: [0], settings: {}}"], "arms.sft: not a name for files"),
+        (["arms.gold.settings={train.beta: 0.1, judge.workers: 1}"], "arms gold and default are the same with dpo.yaml (seed 0)"),
         (["run=runs/none"], "run: runs/none holds no finished SFT adapter (no runs/none/sft/complete.json). All arms start"),
         (["measure={data: dev}"], "measure.columns: missing"),
     ],
@@ -384,6 +417,8 @@ def test_the_last_step_where_the_guards_intervened(project, stages, monkeypatch,
     assert result["models"]["last"]["right"] == RIGHT["default-seed0"] and result["models"]["published"]["right"] == RIGHT["sft"]
     assert (result["published_is"], result["kept_steps"], result["stopped"]) == ("sft", [3], [stopped])
     assert result["cost"]["train_s"] == (200 if stopped else 100) and result["chosen_logp"][0]["last"] == pytest.approx(-0.4)
+    # At step 3 of 6: -0.5 + 3 / 60, also where training was done again to the last step.
+    assert result["kept_chosen_logp"][0]["kept"] == pytest.approx(-0.45)
 
 
 def test_with_later_rounds_the_last_step_is_trained_again(project, stages, monkeypatch, capsys):
@@ -531,6 +566,19 @@ def test_calls_that_run_at_once_do_not_meet_on_one_port(tmp_path):
     assert accelerate[-4:] == ["--main_process_port", "0", "--config_file", "launch/cpu-2-ranks.yaml"]
 
 
+def test_a_failure_of_any_kind_stops_no_other_work(capsys):
+    done = []
+
+    def work(name: str) -> None:
+        {"a": 1}[name]
+        done.append(name)
+
+    with pytest.raises(launcher.WorkFailed) as told:
+        launcher.Launcher(1, None).all({name: lambda cores, name=name: work(name) for name in "ba"}, "done")
+    assert done == ["a"] and told.value.names == {"b"} and str(told.value) == "1 of 2 could not be done:\nb: KeyError('b')"
+    assert "Traceback" in capsys.readouterr().err
+
+
 def test_a_failing_command_is_told_with_its_last_words_and_its_log(tmp_path):
     started = launcher.Launcher(1, None)
     started.accelerate = [sys.executable, "-c", "import sys; print(sys.argv[1]); sys.exit('error: no room')"]
@@ -548,7 +596,8 @@ def write(folder: Path, name: str, models: dict[str, str], **more) -> None:
     arm, _, seed = name.partition("-seed")
     write_json(folder / f"{name}.json", {
         "arm": arm, "seed": int(seed) if seed else None, "data": "dev", "n": N, "questions": "hash", "pairs": 10, "steps": 6,
-        "chosen_logp": [{"start": -0.5, "last": -0.45, "kept": -0.5}], "models": {
+        "chosen_logp": [{"start": -0.5, "last": -0.45, "kept": -0.48}], "rounds": 1, "kept_steps": [4], "stopped": [None],
+        "published_is": "published" if len(set(models.values())) > 1 else "last", "models": {
             state: {"right": right, "execution_accuracy": right.count("1") / N, "valid_sql": 0.875, "unclear": 0.0,
                     "ended_with_eos": 1.0, "mean_tokens": 20.0} for state, right in models.items()}} | more)
 
@@ -559,8 +608,9 @@ def results(tmp_path):
     write(tmp_path, "sft", {"sft": "11000000"})
     write(tmp_path, "default-seed0", {"last": "11110000", "published": "11110000"})
     nothing = {"start": -0.5, "last": None, "kept": -0.5}
-    write(tmp_path, "default-seed1", {"last": "11001000", "published": "11000000"}, steps=7, chosen_logp=[nothing])
-    write(tmp_path, "random-seed0", {"last": "10000000", "published": "11000000"}, chosen_logp=[None])
+    sft = {"published_is": "sft"}
+    write(tmp_path, "default-seed1", {"last": "11001000", "published": "11000000"}, steps=7, chosen_logp=[nothing], **sft)
+    write(tmp_path, "random-seed0", {"last": "10000000", "published": "11000000"}, chosen_logp=[None], **sft)
     return tmp_path
 
 
@@ -574,9 +624,11 @@ def test_the_table_by_hand(results):
     against = default["against_sft"]
     # Gains of 2 and 1 of 8 questions, of 6 errors: means 1.5 / 8 and 1.5 / 6.
     assert (against["difference"], against["error_reduction"]) == (pytest.approx(0.1875), pytest.approx(0.25))
-    assert against["test"] == "paired bootstrap" and against["mcnemar_p"] == [0.5, 1.0]
-    # Three of the eight questions gain 1/2: no draw is below 0, (5/8)^8 = 0.0233 of them are 0, and the next are 1/16.
-    assert against["p"] == pytest.approx(2 * 0.02328, abs=0.004) and against["ci95"][0] == pytest.approx(1 / 16)
+    assert against["interval"] == "paired bootstrap" and against["mcnemar_p"] == [0.5, 1.0]
+    # Three of the eight questions gain 1/2: two of the 2³ choices of signs are as far from 0.
+    assert (against["test"], against["p"]) == ("paired permutation (sign flip)", 0.25)
+    # Of the draws (5/8)^8 = 0.0233 are 0, less than 2.5 %, and the next are 1/16.
+    assert against["ci95"][0] == pytest.approx(1 / 16)
     # One seed: McNemar. random loses one of SFT's two: 0 gained, 1 lost.
     against = random["against_sft"]
     assert (against["test"], against["gained"], against["lost"], against["p"]) == ("McNemar", 0, 1, 1.0)
@@ -586,7 +638,52 @@ def test_the_table_by_hand(results):
     assert (better["seeds"], better["difference"], better["p"]) == ([0], 0.375, 0.25)
     published = table["published"]
     assert published[0]["accuracies"] == [0.5, 0.25] and published[1]["against_sft"]["p"] == 1.0
+    # Seed 0 published its last step (6 steps, +0.05), the others SFT.
+    assert (published[0]["steps"], published[0]["chosen_logp_change"]) == (3, pytest.approx(0.025))
+    assert (published[1]["steps"], published[1]["chosen_logp_change"]) == (0, 0)
     json.dumps(table, allow_nan=False)
+
+
+def test_where_no_question_changed_the_bootstrap_gives_no_interval(results):
+    def shown(state: str, place: int) -> list[str]:
+        return [cells(row)[place] for row in summary(results)[state]]
+
+    # One seed: Newcombe's interval of the difference has a width, the drawn one of the errors would have none.
+    write(results, "random-seed0", {"last": "10000000", "published": "11000000"})
+    assert shown("published", 4)[1] == "+0.0 % (-)" and re.fullmatch(r"\+0\.0 \(-\d.* to \+\d.*\)", shown("published", 3)[1])
+    # Several: both are drawn.
+    for seed in (0, 1):
+        write(results, f"default-seed{seed}", {"last": "11000000", "published": "11000000"})
+    assert (shown("last", 3)[0], shown("last", 4)[0]) == ("+0.0 (-)", "+0.0 % (-)")
+    assert "(-): no question changed" in markdown(summary(results))
+    # An SFT model without errors has none to reduce.
+    for path in results.glob("*.json"):
+        write(results, path.stem, {"sft": "11111111"} if path.stem == "sft" else {"last": "11111110", "published": "11111111"})
+    assert shown("last", 4) == ["-", "-"]
+
+
+def test_steps_and_chosen_logp_are_those_of_the_adapter_that_is_measured(results):
+    (results / "default-seed1.json").unlink()
+    models = {"last": "11110000", "published": "11100000"}
+
+    def ends(**more) -> tuple[list[str], list[str]]:
+        write(results, "default-seed0", models, **more)
+        table = summary(results)
+        assert markdown(table)
+        return tuple(cells(table[state][0])[-2:] for state in ("last", "published"))
+
+    # Step 4 of 6 was kept: -0.48 there, -0.5 at the start.
+    assert ends() == (["6", "+0.050"], ["4", "+0.020"])
+    # Training was stopped and done again without guards: what those kept is told apart, or not told.
+    assert ends(stopped=["fell"]) == (["6", "+0.050"], ["4", "-"])
+    again = [{"start": -0.5, "last": -0.6, "kept": -0.49}]
+    assert ends(stopped=["fell"], kept_chosen_logp=again) == (["6", "+0.050"], ["4", "+0.010"])
+    # The best of two rounds, and the last step of the second. 2 x 0.05 to it.
+    two = {"rounds": 2, "steps": 12, "kept_steps": [4, 4], "stopped": [None] * 2,
+           "chosen_logp": [{"start": -0.5, "last": -0.45, "kept": -0.48}] * 2}
+    assert ends(**two) == (["12", "+0.100"], ["-", "-"])
+    assert ends(**two, published_is="sft")[1] == ["0", "+0.000"]
+    assert ends(**two, published_is="last")[1] == ["12", "+0.100"]
 
 
 def test_the_table_needs_the_files_alone_in_three_forms(results, monkeypatch, capsys):
@@ -619,7 +716,8 @@ def test_an_arm_alone_and_one_without_a_common_seed(results):
 
 def test_several_seeds_against_several():
     found = compared(["1100", "1000"], ["1110", "1100"])
-    assert (found["difference"], found["test"]) == (pytest.approx(0.25), "paired bootstrap")
+    # Two questions gain 1/2 (in quarters 2, 2): two of four choices of signs are as far from 0.
+    assert (found["difference"], found["p"], found["test"]) == (pytest.approx(0.25), 0.5, "paired permutation (sign flip)")
     assert found["mcnemar_p"] == [1.0, 1.0]
 
 
@@ -633,9 +731,36 @@ def test_files_about_other_questions_are_not_mixed(results):
         read_results(results)
 
 
+@pytest.mark.parametrize("file", ["sft", "random-seed0"])
+@pytest.mark.parametrize(("content", "found"), [
+    (None, "no JSON, perhaps cut off"), ([], "no map"), (3, "no map"), ({"models": []}, "no arm, no seed, no data, no n, ")])
+def test_a_result_that_is_cut_off_or_of_another_form_is_named(results, monkeypatch, capsys, file, content, found):
+    path = results / f"{file}.json"
+    path.write_text(path.read_text()[:40] if content is None else json.dumps(content))
+    code, _ = run(monkeypatch, capsys, "--table", results)
+    assert code.startswith(f"error: {path} is not a result of an arm ({found}") and "delete it to have it made again" in code
+
+
+def test_a_result_without_a_model_or_its_measures_is_named(results):
+    write(results, "random-seed0", {"last": "10000000"}, published_is="sft")
+    with pytest.raises(ValueError, match=r"random-seed0.json is not a result of an arm \(no models.published\). Allowed"):
+        read_results(results)
+    result = json.loads((results / "default-seed0.json").read_text())
+    del result["models"]["last"]["valid_sql"], result["steps"]
+    write_json(results / "default-seed0.json", result)
+    with pytest.raises(ValueError, match=r"default-seed0.json is not a result of an arm .no steps, no models.last.valid_sql\)"):
+        read_results(results)
+
+
+def test_two_files_of_one_arm_and_seed_are_named(results):
+    shutil.copy(results / "random-seed0.json", results / "random-seed0-copy.json")
+    with pytest.raises(ValueError, match="seed0-copy.json and .*random-seed0.json both hold arm random, seed 0. Allowed"):
+        read_results(results)
+
+
 def test_what_is_no_result_and_a_folder_without_sft_are_named(results):
     (results / "notes.json").write_text("[]")
-    with pytest.raises(ValueError, match="notes.json is not a result of an arm. Allowed are"):
+    with pytest.raises(ValueError, match="notes.json is not a result of an arm .no map.. Allowed are"):
         read_results(results)
     with pytest.raises(ValueError, match="none has no sft.json .found: no such folder.. Every arm is compared"):
         read_results(results / "none")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preference.significance import mcnemar, newcombe_paired_interval, paired_bootstrap, wilson_interval
+from preference.significance import mcnemar, newcombe_paired_interval, paired_bootstrap, sign_flip_p, wilson_interval
 
 counts = st.integers(0, 60)
 
@@ -102,31 +102,31 @@ def test_newcombe_holds_the_difference_and_mirrors_when_the_models_swap(both, ga
 
 
 def test_bootstrap_of_two_questions_by_hand():
-    # Two draws of two questions, of which one was gained: the difference is 0, 1/2, 1 with chances 1/4, 1/2, 1/4. So p is
-    # twice 1/4, and the 2.5 and 97.5 % points are 0 and 1.
+    # Two draws of two questions, of which one was gained: the difference is 0, 1/2, 1 with chances 1/4, 1/2, 1/4. So the 2.5
+    # and 97.5 % points are 0 and 1.
     drawn = paired_bootstrap([[False, False]], [[True, False]])
     assert (drawn["difference"], drawn["ci95"]) == (0.5, [0.0, 1.0])
-    assert drawn["p"] == pytest.approx(0.5, abs=0.01)
     # Both were wrong before: what was gained is the share of errors that went.
     assert (drawn["error_reduction"], drawn["error_reduction_ci95"]) == (0.5, [0.0, 1.0])
 
 
 def test_bootstrap_of_many_questions_is_the_normal_distribution():
     # 1,000 questions, 60 gained, 30 lost: difference 0.03 with standard error sqrt((0.09 - 0.03²) / 1000) = 0.009439. So the
-    # interval is 0.03 ± 1.96 x 0.009439, and p that of 0.03 / 0.009439 = 3.178 standard deviations: 0.00148.
+    # interval is 0.03 ± 1.96 x 0.009439.
     drawn = paired_bootstrap(*([row] for row in answers(both=500, gained=60, lost=30, neither=410)))
     assert drawn["difference"] == pytest.approx(0.03)
     assert drawn["ci95"] == pytest.approx([0.0115, 0.0485], abs=0.0011)
-    assert drawn["p"] == pytest.approx(0.00148, abs=0.0008)
     # 470 errors before, 440 after; the ratio's standard error, by the delta method, is 0.0196.
     assert drawn["error_reduction"] == pytest.approx(30 / 470)
     assert drawn["error_reduction_ci95"] == pytest.approx([0.0255, 0.1022], abs=0.003)
 
 
 def test_bootstrap_takes_a_question_with_its_mean_over_seeds():
-    # The first question is gained by one seed and lost by the other, so nothing ever changes, however it is drawn.
+    # The first question is gained by one seed and lost by the other, so nothing ever changes, however it is drawn: no interval.
     drawn = paired_bootstrap([[False, True], [True, True]], [[True, True], [False, True]])
-    assert (drawn["difference"], drawn["ci95"], drawn["p"]) == (0.0, [0.0, 0.0], 1.0)
+    assert drawn == {"difference": 0.0, "ci95": None, "error_reduction": 0.0, "error_reduction_ci95": None}
+    # One gained and one lost: no difference either, but draws differ. 2 questions: -1, 0 or 1 with chances 1/4, 1/2, 1/4.
+    assert paired_bootstrap([[False, True]], [[True, False]])["ci95"] == [-1.0, 1.0]
     # One seed before, three after: scores 0 -> 2/3 and 1 -> 1 give a difference of 1/3 and two thirds of the errors.
     drawn = paired_bootstrap([[False, True]], [[True, True], [True, True], [False, True]])
     assert drawn["difference"] == pytest.approx(1 / 3)
@@ -135,10 +135,9 @@ def test_bootstrap_takes_a_question_with_its_mean_over_seeds():
     assert drawn["error_reduction_ci95"] == pytest.approx([2 / 3, 2 / 3])
 
 
-def test_bootstrap_is_the_same_every_time_and_its_smallest_p_is_not_0():
-    one = paired_bootstrap([[False] * 40], [[True] * 40])
-    assert one == paired_bootstrap([[False] * 40], [[True] * 40])
-    assert one["p"] == pytest.approx(2 / 100_001)
+def test_bootstrap_is_the_same_every_time():
+    rows = [[row] for row in answers(both=5, gained=6, lost=3, neither=4)]
+    assert paired_bootstrap(*rows) == paired_bootstrap(*rows)
     worse = paired_bootstrap([[True] * 40], [[False] * 40])
     assert (worse["difference"], worse["error_reduction"], worse["error_reduction_ci95"]) == (-1.0, None, None)
 
@@ -147,3 +146,44 @@ def test_bootstrap_is_the_same_every_time_and_its_smallest_p_is_not_0():
 def test_bootstrap_refuses_what_cannot_be_paired(before, after):
     with pytest.raises(ValueError, match="Align them by example_id"):
         paired_bootstrap(before, after)
+    with pytest.raises(ValueError, match="Align them by example_id"):
+        sign_flip_p(before, after)
+
+
+def test_sign_flip_by_hand():
+    # Differences 1, 1/2, 0: of ±1 ± 1/2 two of four are as far from 0 as 3/2.
+    assert sign_flip_p([[False] * 3], [[True, True, False], [True, False, False]]) == 0.5
+    # 2/3, 2/3, -1/3, in thirds 2, 2, -1, sum 3. |±2 ± 2 ± 1| is 5, 3, 3, 5 (the first two alike) and 1 four times: 4 of 8.
+    after = [[True, True, True], [True, True, True], [False, False, False]]
+    assert sign_flip_p([[False, False, True]], after) == 0.5
+    # Two seeds against three, sixths: 0 of 2 -> 3 of 3 is 6, 1 -> 3 is 3, 2 -> 2 is -2; sum 7. |±6 ± 3 ± 2|: 11, 7, 5, 1, each
+    # twice, so 4 of 8.
+    before, after = [[False, True, True], [False, False, True]], [[True, True, True], [True, True, True], [True, True, False]]
+    assert sign_flip_p(before, after) == 0.5
+    # Few changed: 5 gained, 0 lost is 2 / 2⁵, where drawing questions would give 2 (1 - 5 / n)ⁿ, about 0.013.
+    assert sign_flip_p(*([row] for row in answers(both=500, gained=5, lost=0, neither=500))) == 0.0625
+
+
+def test_sign_flip_where_nothing_changed_or_changes_are_even():
+    assert sign_flip_p([[False, True]], [[False, True]]) == 1.0
+    # Gained by one seed, lost by the other: a difference of 0.
+    assert sign_flip_p([[False, True], [True, True]], [[True, True], [False, True]]) == 1.0
+    assert sign_flip_p(*([row] for row in answers(both=0, gained=30, lost=30, neither=0))) == pytest.approx(1.0, rel=1e-12)
+
+
+@given(counts, counts, counts, counts)
+def test_sign_flip_with_one_seed_each_is_mcnemars_p(both, gained, lost, neither):
+    before, after = answers(both, gained, lost, neither + 1)
+    assert sign_flip_p([before], [after]) == pytest.approx(mcnemar(before, after)["p"], rel=1e-9)
+    # A seed told three times is no further evidence.
+    assert sign_flip_p([before], [after] * 3) == pytest.approx(mcnemar(before, after)["p"], rel=1e-9)
+
+
+def test_sign_flip_of_many_questions_is_the_normal_distribution():
+    # 1,300 questions, 3 seeds each: 100 gained by all, 60 lost by all. 160 signs of equal size and a sum of 40: with continuity
+    # correction 39 / sqrt(160) = 3.083 standard deviations, 0.00205; the exact value has thinner tails.
+    before, after = answers(both=500, gained=100, lost=60, neither=640)
+    assert sign_flip_p([before] * 3, [after] * 3) == pytest.approx(0.00205, abs=0.00015)
+    # The longest computation: every question gained by all seeds, 2 / 2¹⁰⁰⁰ of the choices.
+    assert sign_flip_p([[False] * 1000] * 3, [[True] * 1000] * 3) == pytest.approx(2.0**-999, rel=1e-9)
+    assert sign_flip_p([[False] * 1300] * 3, [[True] * 1300] * 3) < 1e-300
