@@ -185,7 +185,7 @@ def trained(result: dict, state: str) -> tuple[int | None, float | None]:
         return result["steps"], chosen_change(result["chosen_logp"], "last")
     if result["published_is"] == "sft":
         return 0, 0.0
-    if result["rounds"] > 1:  # which of them was the best is not recorded
+    if len(result["kept_steps"]) > 1:  # which of them was the best is not recorded
         return None, None
     # Where the guards stopped training, chosen_logp is that of the training without them.
     kept = result["chosen_logp"] if result["stopped"] == [None] else result.get("kept_chosen_logp")

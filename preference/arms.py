@@ -20,7 +20,7 @@ from sft.checkpoint import checkpoint_hash
 from sft.configuration import DpoConfig, Limit, Section, read_configuration
 from sft.records import read_stage_configuration, recorded_configurations
 from sft.sources import identify, local_path
-from sft.splits import SPLITS
+from sft.splits import PREFERENCE, SPLITS
 
 SAMPLED = ("candidates.parquet", "verdicts.parquet")
 LABELS = "labels.sqlite"
@@ -33,7 +33,7 @@ def flat(values: dict, prefix: str = "") -> dict[str, Any]:
     both forms the nested one counts: it is what --set settings.train.steps=100 lays over the file.
     """
     found = {}
-    for key, value in sorted(values.items(), key=lambda item: isinstance(item[1], dict)):
+    for key, value in sorted(values.items(), key=lambda item: "." not in str(item[0])):  # nested names after dotted ones
         nested = isinstance(value, dict) and str(key).rpartition(".")[2] != "trl"
         found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return found
@@ -104,7 +104,7 @@ def settings_of(replaced: dict[str, Any]) -> list[str]:
 def planned(config: AblationConfig) -> list[ArmRun]:
     """All arms and seeds, every configuration checked before anything runs; the arm `default` comes first.
 
-    Raises ValueError for an arm's unusable name or settings, repeated seeds, and two arms that are the same.
+    Raises ValueError for an arm's unusable name or settings, repeated seeds.
     """
     runs = []
     for name, arm in sorted(config.arms.items(), key=lambda item: item[0] != "default"):
@@ -124,23 +124,27 @@ def planned(config: AblationConfig) -> list[ArmRun]:
                 checked = read_configuration(DpoConfig, Path(config.config), unchecked.overrides())
             except ValueError as error:
                 raise ValueError(f"arm {name}: {error}") from None
-            run = replace(unchecked, config=checked)
-            same = [other.arm for other in runs if stage_two(other.config) == stage_two(checked)]
-            if same:
-                raise ValueError(f"arms {name} and {same[0]} are the same with {config.config} (seed {seed}). Each arm must differ "
-                                 "from all others in a key that counts, or the table shows a difference of 0 as if it were "
-                                 "measured. Take one out or change a key.")
-            runs.append(run)
+            runs.append(replace(unchecked, config=checked))
     return runs
 
 
 def chosen(runs: list[ArmRun], names: list[str] | None) -> list[ArmRun]:
-    """The runs of the named arms, all of them where none is named; ValueError for a name that is no arm."""
+    """The runs of the named arms, all of them where none is named.
+
+    Raises ValueError for a name that is no arm, and for two of these arms that are the same.
+    """
     known = list(dict.fromkeys(run.arm for run in runs))
     if unknown := sorted(set(names or []) - set(known)):
         raise ValueError(f"--arms {' '.join(unknown)}: no such arm. Arms: {', '.join(known)}. Name some of those, or add yours "
                          "to the configuration.")
-    return [run for run in runs if not names or run.arm in names]
+    found = [run for run in runs if not names or run.arm in names]
+    for number, run in enumerate(found):
+        for other in found[:number]:
+            if stage_two(other.config) == stage_two(run.config):
+                raise ValueError(f"arms {run.arm} and {other.arm} are the same (seed {run.seed}). Each arm must differ from all "
+                                 "others in a key that counts, or the table shows a difference of 0 as if it were measured. Change "
+                                 "a key, take one out, or name with --arms those to run.")
+    return found
 
 
 def sampler_of(run: ArmRun, runs: list[ArmRun]) -> ArmRun:
@@ -182,7 +186,7 @@ def measured_identity(config: AblationConfig, stage: DpoConfig) -> dict:
 def questions_hash(config: AblationConfig) -> str | None:
     """What identifies the questions to measure on: bytes of a file, names and bytes of a folder's; None for a hub data set."""
     data = config.measure.data
-    if data in SPLITS:
+    if data in (*SPLITS, PREFERENCE):
         path = Path(config.run) / "data" / f"{data}.parquet"
         return file_hash(path)[:16] if path.is_file() else None
     path = local_path(data, "measure.data")

@@ -59,6 +59,7 @@ def compare(arguments) -> None:
     from sft.evaluation import ANSWERS_SCHEMA, answer, judge_answers, measures
     from sft.examples import load, prepare_questions
     from sft.prompt import check_prompt_hash, prompt_hash
+    from sft.splits import PREFERENCE, SPLITS
 
     # ------------------------------------------------------------------ the questions
     if arguments.limit is not None and arguments.limit < 1:
@@ -68,7 +69,7 @@ def compare(arguments) -> None:
     ranks.start(zero=False)
     if ranks.is_main():
         print(f"comparing {', '.join(models)}: {ranks.world_size()} rank(s) with {ranks.threads_per_rank()} thread(s) each")
-    split = arguments.data if arguments.data in ("train", "dev", "test") else "questions"
+    split = arguments.data if arguments.data in (*SPLITS, PREFERENCE) else "questions"
     if split == "questions":
         data = output / "data-questions"
         if ranks.is_main():
@@ -81,6 +82,9 @@ def compare(arguments) -> None:
         if not (run / "data" / "complete.json").exists():
             raise ValueError(f"{run} has no prepared data to take the {split} split from. Name the run folder with --run, "
                              "or a file with --data.")
+        if not (run / "data" / f"{split}.parquet").exists():
+            raise ValueError(f"{run} has no {split} split: its stage one left no questions to stage two (data.preference_share). "
+                             f"Name another split with --data: {', '.join(SPLITS)}, or a file.")
         examples = load(run / "data", split)
         if arguments.limit and arguments.limit < len(examples):
             import random

@@ -244,7 +244,7 @@ def build_pairs(examples: list[dict], candidates: list[dict], verdicts: list[dic
 
 
 def why_dropped(pairs: list[dict], dropped: list[dict]) -> str:
-    """How many questions have no pair, and how many pairs of other questions were left out, each with the reasons."""
+    """How many questions have no pair, and what was left out of questions that have one, by rows of `dropped`; with reasons."""
     served, first, left_out = {pair["example_id"] for pair in pairs}, {}, []
     for row in dropped:
         if row["example_id"] in served:

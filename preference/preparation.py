@@ -49,7 +49,7 @@ def prepare(folder: Path, sft_command: str, seed: int) -> Prepared:
     schema_style, max_prompt_tokens = provenance["prompt"]["schema_style"], provenance["prompt"]["max_prompt_tokens"]
     prompt = prompt_hash(tokenizer, schema_style, max_prompt_tokens)
     check_prompt_hash(provenance["prompt_hash"], prompt, str(adapter))
-    split = PREFERENCE if sft_config["data"]["preference_share"] else "train"
+    split = PREFERENCE if sft_config["data"].get("preference_share") else "train"
     examples = [example for example in load(folder / "data", split) if example["answerable"]]
     random.Random(f"{seed}:sample").shuffle(examples)
     return Prepared(folder, sft_config, tokenizer, schema_style, max_prompt_tokens, prompt, split, examples)

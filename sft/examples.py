@@ -63,9 +63,10 @@ def prepare(
         "columns": columns,
         "limits": {split: limits.get(split) for split in SPLITS},
         "seed": seed,
-        "preference_share": preference_share,
         "distractors": distractors,
     }
+    if preference_share:
+        inputs["preference_share"] = preference_share
     splits = (*SPLITS, PREFERENCE) if preference_share else SPLITS
     if totals := _finished(folder, inputs, splits, overwrite):
         return totals

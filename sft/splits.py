@@ -129,15 +129,48 @@ def _cut(rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
 def hold_out(rows: dict[str, list[Row]], share: float) -> dict[str, list[Row]]:
     """The splits with `share` (0 to 1) of the train questions as a further one, PREFERENCE; as they are where it is 0.
 
-    A question's hash decides, so all rows of a question stand on one side, and stay there when others come or go.
+    What stands on either side shares no question, and no answer on one schema, with the other: rows that do are held out
+    together, by the hash of the first of their questions. Rows without an answer stay in train, which alone
+    learns from them. Raises ValueError where a side would be empty.
     """
     if not share:
         return rows
     sides: dict[str, list[Row]] = {"train": [], PREFERENCE: []}
-    for row in rows["train"]:
-        digest = hashlib.sha1(f"preference:{(row.example['question'] or '').strip().lower()}".encode()).hexdigest()
-        sides[PREFERENCE if int(digest, 16) < share * 16**40 else "train"].append(row)
+    for row, family in zip(rows["train"], _families([row.example for row in rows["train"]]), strict=True):
+        digest = hashlib.sha1(f"{PREFERENCE}:{family}".encode()).hexdigest()
+        held = row.problem is None and row.example["gold"] is not None and int(digest, 16) < share * 16**40
+        sides[PREFERENCE if held else "train"].append(row)
+    for split, kept in sides.items():
+        if not kept:
+            raise ValueError(f"the {split} split is empty: data.preference_share={share} leaves it none of {len(rows['train'])} "
+                             "rows. Both stages need questions. Choose a share nearer to 0.5, or give more rows.")
     return {**rows, **sides}
+
+
+def _families(examples: list[dict]) -> list[str]:
+    """For each example its family's first question in the alphabet, in small letters: examples with the same question, or with
+    the same gold on the same schema, are of one family.
+
+    Example: (a, SELECT 1), (b, SELECT 1), (b, SELECT 2), (c, SELECT 3), all on one schema -> a, a, a, c.
+    """
+    parents: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while (parent := parents.setdefault(name, name)) != name:
+            parents[name] = parents[parent]
+            name = parents[name]
+        return name
+
+    def folded(text: str | None) -> str:
+        return " ".join((text or "").lower().split())
+
+    asked = [f"question {folded(example['question'])}" for example in examples]
+    for question, example in zip(asked, examples, strict=True):
+        if example["gold"] is not None:
+            # "question" sorts before "schema": a family's root is a question.
+            one, other = sorted((root(question), root(f"schema {folded(example['context'])}: {folded(example['gold'])}")))
+            parents[other] = one
+    return [root(question).removeprefix("question ") for question in asked]
 
 
 def separate(rows: dict[str, list[Row]], dropped: dict[str, Counter]) -> dict[str, list[Row]]:

@@ -107,16 +107,21 @@ def test_a_step_alone_names_its_round_and_what_is_missing(start, second_round, d
     assert f"{run / 'round-3' / 'candidates.parquet'} is missing or unfinished" in output and "--only sample" in output
 
 
-def test_stage_two_asks_what_stage_one_left_to_it(copy_run):
+def test_stage_two_asks_what_stage_one_left_to_it(start, sft_settings, dpo_settings, tmp_path):
+    start("sft/run.py", tmp_path, [*sft_settings, "train.epochs=1", "train.evaluations=1", "data.preference_share=0.4"]).finish()
+    start("preference/dpo.py", tmp_path, dpo_settings, arguments=["--only", "sample"]).finish()
+    train, held = ({row["example_id"] for row in pq.read_table(tmp_path / "data" / f"{split}.parquet").to_pylist()}
+                   for split in ("train", "preference"))
+    asked = {row["example_id"] for row in pq.read_table(tmp_path / "round-1" / "candidates.parquet").to_pylist()}
+    assert asked and asked <= held and not asked & train
+    trained = json.loads((tmp_path / "sft" / "complete.json").read_text())["rows"]["train"]
+    assert trained == len(train) == 48 - len(held)
+
+
+def test_what_earlier_settings_left_is_not_asked(copy_run):
     from preference.preparation import prepare
-    from sft.examples import load
 
     run = copy_run("sample")
     pq.write_table(pq.read_table(run / "data" / "train.parquet").slice(0, 5), run / "data" / "preference.parquet")
     stage = prepare(run, "sft", 0)
-    assert (stage.split, len(stage.examples)) == ("train", 48), "the file is left from other settings"
-    config = run / "config.yaml"
-    config.write_text(config.read_text().replace("preference_share: 0.0", "preference_share: 0.1"))
-    stage = prepare(run, "sft", 0)
-    assert stage.split == "preference"
-    assert sorted(row["example_id"] for row in stage.examples) == sorted(row["example_id"] for row in load(run / "data", "train")[:5])
+    assert (stage.split, len(stage.examples)) == ("train", 48)

@@ -217,6 +217,8 @@ def test_settings_are_taken_dotted_and_as_sections(project):
     assert (run.config.train.steps, run.config.train.beta, run.config.train.trl) == (50, 0.3, {})
     # Dotted names with a map, as before.
     assert gold("arms.gold.settings={train.trl: {ld_alpha: 0.25}}").config.train.trl == {"ld_alpha": 0.25}
+    for whole in ({"train.trl": {"ld_alpha": 0.5}, "train": {"trl": {}}}, {"train": {"trl": {}}, "train.trl": {"ld_alpha": 0.5}}):
+        assert arms.flat(whole) == {"train.trl": {}}
     # Which form came first is no matter: that of --set counts.
     assert arms.flat({"train": {"beta": 0.3, "steps": 100}, "train.steps": 60}) == {"train.steps": 100, "train.beta": 0.3}
     with pytest.raises(ValueError, match="settings: found 3; "):
@@ -234,7 +236,7 @@ def test_settings_are_taken_dotted_and_as_sections(project):
         (["arms.default.seeds=[]"], "arms.default.seeds: found []"),
         (["arms.default.settings={seed: 3}"], "arms.default: settings must not hold seed"),
         (["arms.sft={seeds: [0], settings: {}}"], "arms.sft: not a name for files"),
-        (["arms.gold.settings={train.beta: 0.1, judge.workers: 1}"], "arms gold and default are the same with dpo.yaml (seed 0)"),
+        (["arms.gold.settings={train.beta: 0.1, judge.workers: 1}"], "arms gold and default are the same (seed 0). Each arm must"),
         (["run=runs/none"], "run: runs/none holds no finished SFT adapter (no runs/none/sft/complete.json). All arms start"),
         (["measure={data: dev}"], "measure.columns: missing"),
     ],
@@ -247,6 +249,14 @@ def test_mistakes_are_named_before_anything_runs(project, stages, monkeypatch, c
 def test_an_unknown_arm_is_named(project, stages, monkeypatch, capsys):
     code, _ = run(monkeypatch, capsys, "--arms", "default", "goldd")
     assert code.startswith("error: --arms goldd: no such arm. Arms: default, gold. Name some of those") and not stages
+
+
+def test_arms_that_are_the_same_matter_only_where_both_are_asked_for():
+    config = read_configuration(arms.AblationConfig, PROJECT / "configs" / "ablation.yaml", ["settings.pairs.balance_structure=false"])
+    runs = arms.planned(config)
+    with pytest.raises(ValueError, match="arms unbalanced and default are the same .*name with --arms those to run"):
+        arms.chosen(runs, None)
+    assert [run.arm for run in arms.chosen(runs, ["default", "flipped"])] == ["default"] * 3 + ["flipped"]
 
 
 # ------------------------------------------------------------------- running them

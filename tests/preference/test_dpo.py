@@ -1,6 +1,7 @@
 """The steps of a round: what each is made for, and what is made anew."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA
 from preference.preparation import Prepared
 from preference.rounds import inputs_hash
 from preference.sampling import CANDIDATES_SCHEMA, VERDICTS_SCHEMA
-from sft.artefacts import mark_complete, write_json, write_parquet
+from sft.artefacts import file_hash, mark_complete, write_json, write_parquet
 from sft.configuration import DpoConfig, read_configuration
 
 CONFIGURATION = Path(__file__).parents[2] / "configs" / "dpo.yaml"
@@ -47,10 +48,10 @@ def inputs_of_samples(stage, monkeypatch):
 
     monkeypatch.setattr("preference.sampling.sample", sample)
 
-    def inputs(*settings, number=1):
+    def inputs(*settings, number=1, split="train"):
         config = read_configuration(DpoConfig, CONFIGURATION, [f"run={stage.folder}", *settings])
         with pytest.raises(Asked) as asked:
-            run_round(config, stage, number, ("sample",), False)
+            run_round(config, replace(stage, split=split), number, ("sample",), False)
         return asked.value.args[0]
 
     return inputs
@@ -60,6 +61,13 @@ def test_samples_depend_on_the_precision_they_are_drawn_in(inputs_of_samples):
     found = {precision: inputs_of_samples(f"train.precision={precision}") for precision in ("fp32", "bf16")}
     assert found["fp32"] != found["bf16"]
     assert found["bf16"] == found["fp32"] | {"precision": "bf16"}
+
+
+def test_samples_depend_on_the_file_that_their_questions_come_from(stage, inputs_of_samples):
+    (stage.folder / "data" / "preference.parquet").write_bytes(b"other questions")
+    found = {split: inputs_of_samples(split=split) for split in ("train", "preference")}
+    assert found["preference"] == found["train"] | {"data": file_hash(stage.folder / "data" / "preference.parquet")}
+    assert found["preference"]["data"] != found["train"]["data"]
 
 
 def test_overwrite_keeps_what_is_equal_and_says_how_to_make_it_anew(stage, capsys):

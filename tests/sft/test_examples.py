@@ -108,24 +108,26 @@ def test_prepare_keeps_quarantines_and_counts(tmp_path, files, audited, capsys):
 
 
 def test_a_share_of_the_questions_is_left_to_stage_two(tmp_path, files, audited, capsys):
+    rows = [record(f"train {number}", f"SELECT name FROM cake LIMIT {number}") for number in range(1, 41)]
+    rows[4] = record("train 5", None)
+    files = files | {"source": write(tmp_path / "train.jsonl", rows)}
     folder = tmp_path / "data"
     totals = prepare(folder, **NOTHING | files, preference_share=0.5)
     train, held = (load(folder, split) for split in ("train", "preference"))
-    assert totals == {"train": len(train), "dev": 2, "test": 2, "preference": len(held), "quarantine": 2}
-    assert len(train) + len(held) == 17 and min(len(train), len(held)) > 3
+    assert totals == {"train": len(train), "dev": 2, "test": 2, "preference": len(held), "quarantine": 0}
+    assert len(train) + len(held) == 39 and min(len(train), len(held)) > 10, "train 20 is a question of test"
     assert {row["split"] for row in held} == {"preference"} and pq.read_schema(folder / "preference.parquet").equals(EXAMPLES_SCHEMA)
     assert not {row["question"] for row in train} & {row["question"] for row in held}
+    assert [row["question"] for row in train if not row["answerable"]] == ["train 5"] and all(row["answerable"] for row in held)
     lines = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
     read = next([int(cell) for cell in line.split("│")[2:6]] for line in lines if "read" in line)
-    assert read[0] + read[3] == 20 and read[1:3] == [2, 2]
+    assert read[0] + read[3] == 40 and read[1:3] == [2, 2]
     (folder / "preference.parquet").unlink()
     assert prepare(folder, **NOTHING | files, preference_share=0.5) == totals and (folder / "preference.parquet").exists()
 
     # The limit is stage one's: all that is held out stays.
     limited = prepare(tmp_path / "limited", **NOTHING | files | {"limits": {"train": 2}}, preference_share=0.5)
     assert (limited["train"], limited["preference"]) == (2, len(held))
-    with pytest.raises(ValueError, match="the train split is empty"):
-        prepare(tmp_path / "none", **NOTHING | files, preference_share=0.999999)
 
 
 def test_a_limit_counts_audited_rows_and_audits_no_more_than_it_needs(tmp_path, audited):

@@ -121,9 +121,10 @@ def test_separate_drops_duplicates_and_questions_of_other_splits(tmp_path):
     assert dropped["test"] == {}
 
 
-def test_hold_out_keeps_a_question_on_one_side_whatever_else_is_there(tmp_path):
+def test_hold_out_takes_questions_by_a_hash(tmp_path):
     asked = names(200)
-    rows = gather(write(tmp_path / "rows.jsonl", [record(name) for name in asked]), None, None, {}, tmp_path, 0)
+    records = [record(name, f"SELECT {number} FROM t") for number, name in enumerate(asked)]
+    rows = gather(write(tmp_path / "rows.jsonl", records), None, None, {}, tmp_path, 0)
     sides = hold_out(rows, 0.3)
     assert list(sides) == [*SPLITS, "preference"]
     assert sides["dev"] == rows["dev"] and sides["test"] == rows["test"]
@@ -132,13 +133,37 @@ def test_hold_out_keeps_a_question_on_one_side_whatever_else_is_there(tmp_path):
     wanted = [name for name in questions(rows["train"])
               if int(hashlib.sha1(f"preference:{name.lower()}".encode()).hexdigest(), 16) / 16**40 < 0.3]
     assert held == wanted and 0.2 < len(held) / len(rows["train"]) < 0.4
-    # The same question with another gold, in other letters, and beside fewer rows.
-    again = [record(f" {held[0].upper()}", "SELECT 1"), record(held[0]), record(kept[0])]
-    few = hold_out(gather(write(tmp_path / "few.jsonl", again), None, None, {}, tmp_path, 0), 0.3)
-    assert (len(few["preference"]), questions(few["train"])) == (2, [kept[0]])
-    larger = hold_out(rows, 0.6)
-    assert set(held) < set(questions(larger["preference"])), "a larger share takes more, and gives none back"
+    # Beside fewer rows each stays where it was; a larger share takes more, and gives none back.
+    few = hold_out(rows | {"train": rows["train"][::2]}, 0.3)
+    assert questions(few["preference"]) == [name for name in questions(rows["train"])[::2] if name in held]
+    assert set(held) < set(questions(hold_out(rows, 0.6)["preference"]))
     assert hold_out(rows, 0.0) == rows
+
+
+def test_questions_and_answers_that_belong_together_are_held_out_together(tmp_path):
+    # Three wordings of each answer, and a question with two answers for every second one.
+    records = [record(f"{wording} {number}?", f"SELECT  {number} FROM t") for number in range(60) for wording in ("How", "Which", "Who")]
+    records += [record(f" how {number}? ", f"select x from t where x = {number}") for number in range(0, 60, 2)]
+    rows = gather(write(tmp_path / "rows.jsonl", records), None, None, {}, tmp_path, 0)
+    sides = hold_out(rows, 0.5)
+    sides = {split: [row.example for row in sides[split]] for split in ("train", "preference")}
+    for key in (lambda example: example["question"].lower(), lambda example: example["gold"].lower().split()):
+        assert not {str(key(example)) for example in sides["train"]} & {str(key(example)) for example in sides["preference"]}
+    assert min(map(len, sides.values())) > 30
+
+
+def test_rows_without_an_answer_stay_with_stage_one(tmp_path):
+    records = [record(name, None if number % 2 else f"SELECT {number}") for number, name in enumerate(names(60))]
+    sides = hold_out(gather(write(tmp_path / "rows.jsonl", records), None, None, {}, tmp_path, 0), 0.5)
+    assert all(row.example["gold"] for row in sides["preference"]) and len(sides["preference"]) > 5
+    assert sum(row.example["gold"] is None for row in sides["train"]) > 10
+
+
+def test_a_share_that_leaves_a_side_empty_is_told(tmp_path):
+    rows = gather(write(tmp_path / "rows.jsonl", [record(name, name) for name in names(30)]), None, None, {}, tmp_path, 0)
+    for share, empty in ((1e-9, "preference"), (1 - 1e-9, "train")):
+        with pytest.raises(ValueError, match=f"the {empty} split is empty: data.preference_share=.* leaves it none of .* nearer to"):
+            hold_out(rows, share)
 
 
 def test_identity_changes_with_content_only(tmp_path):
