@@ -35,6 +35,9 @@ CURVES = (
     ("dpo", "DPO accuracy on development questions", ("dev_execution_accuracy",), None),
     ("guards", "Guards: shares of development questions", ("execution_accuracy", "valid_sql", "ended_with_eos"), None),
     ("guards", "Guards: log-probabilities (nats a token)", ("chosen_logp", "rejected_logp"), None),
+    ("guards", "Guards: reward margin of fixed pairs", ("margin",), 0.0),
+    ("guards", "Guards: length of answers (tokens)", ("mean_tokens",), None),
+    ("guards", "Guards: share of repeated answers", ("duplicates",), None),
 )
 
 

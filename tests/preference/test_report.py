@@ -132,17 +132,20 @@ def test_page_without_facts_has_no_empty_sections():
 
 def test_guards_are_drawn_by_step():
     rows = [{"step": 0, "execution_accuracy": 0.4, "valid_sql": 0.9, "ended_with_eos": 1.0, "chosen_logp": -0.2,
-             "rejected_logp": -0.4, "limit_passed": None},
+             "rejected_logp": -0.4, "margin": 0.0, "mean_tokens": 29.0, "duplicates": 0.0, "limit_passed": None},
             {"step": 10, "execution_accuracy": 0.1, "valid_sql": 0.8, "ended_with_eos": 0.7, "chosen_logp": -0.9,
-             "rejected_logp": -1.4, "limit_passed": "at step 10 execution accuracy had fallen"}]
-    shares, logps = plots.training_curves({"guards": rows})
+             "rejected_logp": -1.4, "margin": 0.03, "mean_tokens": 12.5, "duplicates": 0.3, "limit_passed": "at step 10 execution accuracy had fallen"}]
+    shares, logps, *others = plots.training_curves({"guards": rows})
+    assert [(curve["title"], curve["lines"][0]["first"], curve["lines"][0]["last"]) for curve in others] == [
+        ("Guards: reward margin of fixed pairs", "0", "0.03"), ("Guards: length of answers (tokens)", "29", "12.5"),
+        ("Guards: share of repeated answers", "0", "0.3")]
     assert [line["name"] for line in shares["lines"]] == ["execution_accuracy", "valid_sql", "ended_with_eos"]
     assert (shares["lines"][0]["first"], shares["lines"][0]["last"]) == ("0.4", "0.1")
     assert (shares["first_step"], shares["last_step"]) == ("0", "10") and shares["drawing"].count("<polyline") == 3
     assert [(line["first"], line["last"]) for line in logps["lines"]] == [("-0.2", "-0.9"), ("-0.4", "-1.4")]
     facts = {"training": {"guards": rows}, "dpo": {"stopped": "training stopped: at step 10"}}
     page = render_page(summarise("test", three_models(), facts), three_models(), facts)
-    assert page.count('<svg class="curve"') == 2 and "Guards: shares of development questions" in page
+    assert page.count('<svg class="curve"') == 5 and "Guards: shares of development questions" in page
     assert "training stopped: at step 10" in page
     assert all(f".line-{index}" in page for index in range(3)), "three lines, three strokes"
 
