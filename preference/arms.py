@@ -104,7 +104,7 @@ def settings_of(replaced: dict[str, Any]) -> list[str]:
 def planned(config: AblationConfig) -> list[ArmRun]:
     """All arms and seeds, every configuration checked before anything runs; the arm `default` comes first.
 
-    Raises ValueError for an arm's unusable name or settings, repeated seeds.
+    Raises ValueError for an arm's unusable name or settings, and repeated seeds.
     """
     runs = []
     for name, arm in sorted(config.arms.items(), key=lambda item: item[0] != "default"):
