@@ -64,6 +64,8 @@ def run_arms(arguments) -> Path:
     ablation = Ablation(config, runs, arms.stage_one(config), launcher, arguments.overwrite)
     todo = [run for run in wanted
             if not arms.is_finished(run.result, ablation.identity(run), arguments.overwrite)]
+    if todo:
+        arms.check_trainings(todo, config, ablation.sft_config)
     print(f"{len(wanted)} runs, {len(wanted) - len(todo)} of them have their result in {config.results}", flush=True)
 
     if not arms.is_finished(ablation.sft_result, ablation.sft_identity, arguments.overwrite):

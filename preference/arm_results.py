@@ -159,7 +159,7 @@ def summary(folder: Path) -> dict:
     for state in STATES:
         rows = []
         for arm, seeds in arms.items():
-            models = [result["models"][state] for result in seeds.values()]
+            models = [seeds[seed]["models"][state] for seed in sorted(seeds)]
             steps, changes = zip(*(trained(result, state) for result in seeds.values()), strict=True)
             changes = [change for change in changes if change is not None]
             row = {"arm": arm, "seeds": sorted(seeds), **{key: mean([model[key] for model in models]) for key in MEASURES},

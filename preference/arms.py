@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 from ruamel.yaml import YAML
 
+from preference.preparation import check_training
 from preference.rounds import round_folder
 from preference.training_inputs import what_counts, words_hash
 from sft.artefacts import atomic_path, content_hash, discard, file_hash, is_complete, mark_complete, mark_path
@@ -145,6 +146,16 @@ def chosen(runs: list[ArmRun], names: list[str] | None) -> list[ArmRun]:
                                  "others in a key that counts, or the table shows a difference of 0 as if it were measured. Change "
                                  "a key, take one out, or name with --arms those to run.")
     return found
+
+
+def check_trainings(runs: list[ArmRun], config: AblationConfig, sft_config: dict) -> None:
+    """Check of each run what its training will check, before any of them samples. Raises ValueError that names the arm."""
+    for run in runs:
+        own = run.folder / LABELS
+        try:
+            check_training(run.config, sft_config, own if own.exists() else Path(config.run) / LABELS)
+        except ValueError as error:
+            raise ValueError(f"arm {run.arm}: {error}") from None
 
 
 def sampler_of(run: ArmRun, runs: list[ArmRun]) -> ArmRun:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import permutations
 
 from preference.inspection.contents import exchanged, hash_of
 from preference.pairs import distinct_finished, judged_samples, side_columns
 from reward.queries import canonical_sql
+from sft.artefacts import content_hash
 
 
 def as_control(control: str, pairs: list[dict], dropped: list[dict], candidates: list[dict], verdicts: list[dict], *,
@@ -44,7 +45,8 @@ def as_control(control: str, pairs: list[dict], dropped: list[dict], candidates:
 
 
 def shuffled_rejected(pairs: list[dict], seed: int) -> list[dict | None]:
-    """The pairs with their rejected sides dealt out anew, none to its own prompt or beside the same query as chosen.
+    """The pairs with their rejected sides dealt out anew, none to its own prompt, beside the same query as chosen, or twice to
+    one question.
 
     The deal follows from the seed and the pairs, not from their order. None where no exchange with another pair helps
     (one question has more than half of the pairs). The side brings its evidence, but not its log-probability: that was
@@ -54,20 +56,27 @@ def shuffled_rejected(pairs: list[dict], seed: int) -> list[dict | None]:
     chance = random.Random(f"{seed}:shuffled-rejected")
     giver = dict(zip(order, chance.sample(order, len(order)), strict=True))
     chosen, rejected = ([canonical_sql(pair[side] or "") for pair in pairs] for side in ("chosen_sql", "rejected_sql"))
+    of_prompt = defaultdict(list)
+    for place, pair in enumerate(pairs):
+        of_prompt[content_hash(pair["prompt"])].append(place)
+    family = {place: places for places in of_prompt.values() for place in places}
 
     def fits(place: int, other: int) -> bool:
-        return pairs[place]["prompt"] != pairs[other]["prompt"] and chosen[place] != rejected[other]
+        beside = [rejected[giver[one]] for one in family[place] if one != place and giver[one] is not None]
+        return other not in family[place] and rejected[other] not in [chosen[place], *beside]
 
     for place in order:
         if not fits(place, giver[place]):
             start = chance.randrange(len(order))
             for other in order[start:] + order[:start]:
-                if fits(place, giver[other]) and fits(other, giver[place]):
+                if giver[other] is not None and fits(place, giver[other]) and fits(other, giver[place]):
                     giver[place], giver[other] = giver[other], giver[place]
                     break
-    return [pair | {name: value for name, value in pairs[giver[place]].items() if name.startswith("rejected")}
-            | {"rejected_logp_sum": None, "rejected_tokens_round_trip": None} if fits(place, giver[place]) else None
-            for place, pair in enumerate(pairs)]
+            else:
+                giver[place] = None
+    return [None if giver[place] is None else
+            pair | {name: value for name, value in pairs[giver[place]].items() if name.startswith("rejected")}
+            | {"rejected_logp_sum": None, "rejected_tokens_round_trip": None} for place, pair in enumerate(pairs)]
 
 
 def random_sides(pairs: list[dict], candidates: list[dict], verdicts: list[dict], seed: int) -> list[dict | None]:

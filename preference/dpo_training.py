@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -176,8 +177,9 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
                               global_batch_size=global_batch_size, seed=seed)
     steps = len(dataset) // global_batch_size
     arguments = DPOConfig(**{
-        "output_dir": str(folder), "max_steps": steps, "learning_rate": learning_rate, "warmup_steps": warmup_share,
-        "lr_scheduler_type": "cosine", "beta": beta, "loss_type": loss_type, "loss_weights": loss_weights,
+        "output_dir": str(folder), "max_steps": steps, "learning_rate": learning_rate, "lr_scheduler_type": "cosine",
+        # A number, since transformers would read a share of 1.0 as one step.
+        "warmup_steps": math.ceil(warmup_share * steps), "beta": beta, "loss_type": loss_type, "loss_weights": loss_weights,
         "label_smoothing": label_smoothing, "per_device_train_batch_size": micro_batch_size,
         "gradient_accumulation_steps": accumulation_steps(global_batch_size, micro_batch_size, ranks.world_size()),
         "gradient_checkpointing": gradient_checkpointing, "bf16": bf16, "seed": seed, "max_length": None,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -114,6 +115,14 @@ class Pairs(Section):
     control: Literal["none", "flipped", "shuffled-rejected", "random-sides"]
 
 
+def _noise(value: Any) -> Any:
+    """The check of train.label_noise."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is None or value == "from-labels" or (number and 0 <= value < 0.5):
+        return value
+    raise ValueError(f"found {value!r}; allowed are a number from 0 to below 0.5, from-labels and null")
+
+
 class DpoTrain(Section):
     epochs: Annotated[float, Field(gt=0)]
     steps: Limit
@@ -121,9 +130,9 @@ class DpoTrain(Section):
     warmup_share: Share
     beta: Annotated[float, Field(gt=0)]
     loss_type: list[Literal["sigmoid", "sft", "ipo", "robust", "sigmoid_norm", "apo_zero", "apo_down", "hinge"]]
-    loss_weights: list[float]
+    loss_weights: list[Annotated[float, Field(ge=0)]]
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
-    label_noise: Literal["from-labels"] | Annotated[float, Field(ge=0, lt=0.5)] | None
+    label_noise: Annotated[Any, AfterValidator(_noise)]
     margin_scale: Annotated[float, Field(ge=0)]
     shared_token_weight: Share
     global_batch_size: Count
@@ -143,6 +152,9 @@ class DpoTrain(Section):
     def _agree(self) -> DpoTrain:
         if not self.loss_type or len(self.loss_type) != len(self.loss_weights):
             raise ValueError(f"loss_weights {self.loss_weights} must have one number for each of loss_type {self.loss_type}")
+        if not any(self.loss_weights) or len(set(self.loss_type)) < len(self.loss_type):
+            raise ValueError(f"found loss_type {self.loss_type} with loss_weights {self.loss_weights}; allowed is each loss once, "
+                             "and one weight above 0 at least, or nothing would be trained")
         robust = "robust" in self.loss_type
         if self.label_noise is not None and (self.label_smoothing or not robust):
             raise ValueError(f"label_noise {self.label_noise} stands in for label_smoothing, which only the loss robust uses; "
@@ -156,6 +168,19 @@ class DpoTrain(Section):
             raise ValueError(f"margin_scale {self.margin_scale} is an offset of the losses sigmoid and hinge (sft may stand "
                              f"beside them) under reverse_kl; found loss_type {self.loss_type}, f_divergence_type {divergence}; "
                              "set margin_scale 0.0, or loss_type [sigmoid] or [sigmoid, sft]")
+        if self.shared_token_weight != 1 and losses <= {"sft"}:
+            raise ValueError(f"shared_token_weight {self.shared_token_weight} weighs the tokens of preference losses and changes "
+                             "nothing with loss_type [sft]; set it to 1.0")
+        if "hinge" in losses and self.trl.get("use_weighting"):
+            raise ValueError("trl.use_weighting weighs pairs, which the loss hinge does not allow; take it out, or choose another "
+                             "loss_type")
+        alpha = self.trl.get("ld_alpha")
+        if isinstance(alpha, (int, float)) and not 0 <= alpha <= 1:
+            raise ValueError(f"trl.ld_alpha is {alpha}; allowed are numbers from 0 (tokens beyond the shorter side's length count "
+                             "nothing) to 1 (plain DPO)")
+        if self.trl.get("sync_ref_model"):
+            raise ValueError("trl.sync_ref_model needs a reference of its own, and here it is the frozen SFT adapter; take it out. "
+                             "For a reference that moves set rounds above 1")
         if self.load_in_4bit and self.zero_stage == 3:
             raise ValueError("load_in_4bit cannot be partitioned by zero_stage 3; use zero_stage 2")
         return self
@@ -185,6 +210,16 @@ class DpoConfig(Section):
     train: DpoTrain
     guards: GuardSettings
     evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def _agree(self) -> DpoConfig:
+        if "hinge" in self.train.loss_type and self.pairs.weights != "none":
+            raise ValueError(f"pairs.weights {self.pairs.weights} gives pairs weights, which the loss hinge does not allow; set "
+                             "pairs.weights=none, or choose another train.loss_type")
+        if self.train.label_noise == "from-labels" and self.pairs.control != "none":
+            raise ValueError(f"train.label_noise from-labels needs people's labels, and nobody labels the pairs of pairs.control "
+                             f"{self.pairs.control}; set train.label_noise to the number that the run without a control printed")
+        return self
 
 
 def read_yaml(path: Path) -> dict:
@@ -239,6 +274,8 @@ def _message(error: dict, known: list[str]) -> str:
         return f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "; see the comments in configs/")
     if error["type"] == "missing":
         return f"{key}: missing; every key of the stage must stand in the file"
+    if error["type"] == "value_error":  # a check of ours, whose text says what was found
+        return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
     return f"{key}: found {error['input']!r}; {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
@@ -273,13 +310,34 @@ def stage_arguments(description: str, default: str) -> argparse.ArgumentParser:
 def validate_trl(arguments: dict[str, Any], trl_class: type, reserved: set[str]) -> None:
     """Check the free `train.trl` map against a TRL configuration class before it is handed over as it is.
 
-    Raises ValueError for a name that the class does not have, or one that a key of ours already sets.
+    Raises ValueError for a name that the class does not have, one that a key of ours already sets, a value of another type
+    or outside its enumeration, and for a tracker in report_to that is unknown or not installed.
     """
-    known = trl_class.__dataclass_fields__
-    for name in arguments:
+    known, hints = trl_class.__dataclass_fields__, get_type_hints(trl_class)
+    for name, value in arguments.items():
         if name in reserved:
             raise ValueError(f"train.trl.{name}: set by this project's own keys; change those instead.")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"train.trl.{name}: {trl_class.__name__} has no such argument{hint}")
+        kinds = [kind for kind in (hints[name], *get_args(hints[name])) if isinstance(kind, type) and issubclass(kind, Enum)]
+        choices = [member.value for kind in kinds for member in kind]
+        try:
+            TypeAdapter(hints[name], config=ConfigDict(strict=True, arbitrary_types_allowed=True)).validate_python(value)
+        except ValidationError as error:
+            allowed = " or ".join(dict.fromkeys(item["msg"][0].lower() + item["msg"][1:] for item in error.errors()))
+            raise ValueError(f"train.trl.{name}: found {value!r}; {allowed}") from None
+        if choices and isinstance(value, str) and value not in choices:
+            near = difflib.get_close_matches(value, choices, n=1)
+            raise ValueError(f"train.trl.{name}: found {value!r}" + (f"; did you mean {near[0]}?" if near else "")
+                             + f" Allowed: {', '.join(choices)}.")
+    if "report_to" in arguments:
+        from transformers.integrations import get_reporting_integration_callbacks
+
+        try:
+            for tracker in get_reporting_integration_callbacks(arguments["report_to"]):
+                tracker()
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise ValueError(f"train.trl.report_to: found {arguments['report_to']!r}; {error} Install what it asks for, or leave "
+                             "tensorboard, which is there.") from None

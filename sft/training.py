@@ -206,8 +206,9 @@ def train(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict]
 
     watch = Watch()
     arguments = {
-        "output_dir": str(folder), "max_steps": steps, "learning_rate": learning_rate, "warmup_steps": warmup_share,
-        "lr_scheduler_type": "cosine", "per_device_train_batch_size": micro_batch_size,
+        "output_dir": str(folder), "max_steps": steps, "learning_rate": learning_rate, "lr_scheduler_type": "cosine",
+        # A number, since transformers would read a share of 1.0 as one step.
+        "warmup_steps": math.ceil(warmup_share * steps), "per_device_train_batch_size": micro_batch_size,
         "gradient_accumulation_steps": accumulation_steps(global_batch_size, micro_batch_size, ranks.world_size()),
         "gradient_checkpointing": gradient_checkpointing, "bf16": bf16, "use_cpu": ranks.device() == "cpu", "seed": seed,
         "max_length": None,

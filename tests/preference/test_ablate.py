@@ -28,6 +28,8 @@ from sft.configuration import read_configuration
 
 PROJECT = Path(__file__).parents[2]
 N = 8
+# What stage two reads of stage one's configuration.
+STAGE_ONE = {"model": "embedded", "evaluate": {"max_new_tokens": 96}, "judge": {"databases": "both"}}
 # Which of the eight questions each arm's last adapter gets right; SFT the first two.
 RIGHT = {"sft": "11000000", "default-seed0": "11110000", "default-seed1": "11101000", "gold-seed0": "10000000"}
 # The first round's pairs: gold gives more.
@@ -54,7 +56,7 @@ def project(tmp_path, monkeypatch):
     (shared / "data").mkdir()
     (shared / "data" / "dev.parquet").write_text("questions")
     (shared / "data" / "quarantine.jsonl").write_text("audit\n")
-    YAML().dump({"sft": {"model": "embedded"}, "dpo": {"run": "another"}}, shared / "config.yaml")
+    YAML().dump({"sft": STAGE_ONE, "dpo": {"run": "another"}}, shared / "config.yaml")
     shutil.copy(PROJECT / "configs" / "dpo.yaml", tmp_path / "dpo.yaml")
     YAML().dump({
         "config": "dpo.yaml", "run": "runs/shared", "runs": "runs/arms", "results": "results", "settings": {"train.steps": 6},
@@ -143,7 +145,7 @@ def stages(monkeypatch):
         calls.asked = arguments
         assert (run / "data" / "dev.parquet").exists()
         if run.name == "sft":
-            assert compare_models.run_facts(run)["config"] == {"sft": {"model": "embedded"}}, "a folder of measures alone"
+            assert compare_models.run_facts(run)["config"] == {"sft": STAGE_ONE}, "a folder of measures alone"
         if arguments.data.endswith(".jsonl"):
             (output / "data-questions").mkdir(parents=True, exist_ok=True)
         kept = output / "answers" / "sft.parquet"
@@ -239,6 +241,11 @@ def test_settings_are_taken_dotted_and_as_sections(project):
         (["arms.gold.settings={train.beta: 0.1, judge.workers: 1}"], "arms gold and default are the same (seed 0). Each arm must"),
         (["run=runs/none"], "run: runs/none holds no finished SFT adapter (no runs/none/sft/complete.json). All arms start"),
         (["measure={data: dev}"], "measure.columns: missing"),
+        (["arms.gold.settings={train.trl: {ld_alfa: 0.5}}"], "arm gold: train.trl.ld_alfa: DPOConfig has no such argument"),
+        (["arms.gold.settings={train.micro_batch_size: 3}"], "arm gold: "),
+        (["arms.gold.settings={evaluate.max_new_tokens: 64}"], "arm gold: evaluate.max_new_tokens is 64 here and was 96"),
+        (["settings.train.label_noise=from-labels", "settings.train.loss_type=[robust]", "settings.train.loss_weights=[1.0]",
+          "arms={default: {seeds: [0], settings: {}}}"], "arm default: train.label_noise is from-labels, but there is no"),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(project, stages, monkeypatch, capsys, settings, message):
@@ -652,6 +659,16 @@ def test_the_table_by_hand(results):
     assert (published[0]["steps"], published[0]["chosen_logp_change"]) == (3, pytest.approx(0.025))
     assert (published[1]["steps"], published[1]["chosen_logp_change"]) == (0, 0)
     json.dumps(table, allow_nan=False)
+
+
+def test_what_is_told_of_each_seed_stands_in_the_order_of_the_seeds(tmp_path):
+    write(tmp_path, "sft", {"sft": "11000000"})
+    write(tmp_path, "default-seed10", dict.fromkeys(("last", "published"), "11111111"))
+    write(tmp_path, "default-seed2", dict.fromkeys(("last", "published"), "11000000"))
+    row = summary(tmp_path)["last"][0]
+    assert (row["seeds"], row["accuracies"]) == ([2, 10], [0.25, 1.0])
+    # Six gained, none lost: 2 / 2^6.
+    assert row["against_sft"]["mcnemar_p"] == [1.0, 0.03125]
 
 
 def test_where_no_question_changed_the_bootstrap_gives_no_interval(results):

@@ -124,6 +124,24 @@ def test_a_shuffled_side_comes_from_another_prompt():
         assert {first["rejected_sql"], second["rejected_sql"]} <= {pair["rejected_sql"] for pair in pairs[2:]}
 
 
+def test_a_question_gets_no_shuffled_side_twice():
+    # Of the other questions' sides two are the same query: the question with two pairs gets it once, and one without a table.
+    pairs, _, *rows = built([5, 2, 2, 2])
+    for pair in pairs[2:4]:
+        pair["rejected_sql"] = "SELECT 1"
+    for seed in range(8):
+        shuffled, lost = as_control("shuffled-rejected", pairs, [], *rows, seed=seed)
+        given = [(row["example_id"], row["rejected_sql"].lower()) for row in shuffled]
+        assert len(set(given)) == len(given) == len({row["pair_id"] for row in shuffled})
+        assert len(shuffled) + len(lost) == len(pairs) and not lost
+    # Where all others are one query, one pair is left out, and only one.
+    pairs[4]["rejected_sql"] = "SELECT 1"
+    for seed in range(8):
+        shuffled, lost = as_control("shuffled-rejected", pairs, [], *rows, seed=seed)
+        assert len({(row["example_id"], row["rejected_sql"]) for row in shuffled}) == len(shuffled) >= 3
+        assert [row["reason"] for row in lost] == ["no_control"] * (len(pairs) - len(shuffled))
+
+
 def test_random_sides_are_drawn_without_a_look_at_verdicts():
     pairs, dropped, *rows = built([5] * 60, per_question=1)
     drawn, same = as_control("random-sides", pairs, dropped, *rows, seed=0)

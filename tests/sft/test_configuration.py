@@ -248,6 +248,38 @@ def test_arguments_for_trl_are_checked_by_name():
         validate_trl({"learning_rate": 0.01}, SFTConfig, SFT_RESERVED)
 
 
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"weight_decay": "0.1"}, "train.trl.weight_decay: found '0.1'; input should be a valid number"),
+    ({"ld_alpha": "0.5"}, "train.trl.ld_alpha: found '0.5'; input should be a valid number"),
+    ({"lr_scheduler_type": "cosin"}, r"train.trl.lr_scheduler_type: found 'cosin'; did you mean cosine\? Allowed: linear, "),
+    ({"optim": "adam"}, "train.trl.optim: found 'adam'; did you mean .* Allowed: .*adamw_torch"),
+    ({"report_to": ["tensorbord"]}, r"train.trl.report_to: found \['tensorbord'\]; tensorbord is not supported"),
+])
+def test_values_for_trl_are_checked_before_training(arguments, message):
+    from trl import DPOConfig
+
+    with pytest.raises(ValueError, match=message):
+        validate_trl(arguments, DPOConfig, set())
+
+
+def test_values_that_trl_takes_are_taken():
+    from trl import DPOConfig
+
+    validate_trl({"weight_decay": 0, "lr_scheduler_type": "linear", "optim": "adafactor", "report_to": "tensorboard",
+                  "ld_alpha": None, "lr_scheduler_kwargs": {"a": 1}, "adam_beta1": 0.9, "disable_tqdm": True}, DPOConfig, set())
+    validate_trl({"report_to": ["tensorboard"]}, DPOConfig, set())
+    validate_trl({"report_to": "none"}, DPOConfig, set())
+
+
+def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
+    from transformers.integrations import integration_utils
+    from trl import DPOConfig
+
+    monkeypatch.setattr(integration_utils, "is_trackio_available", lambda: False)
+    with pytest.raises(ValueError, match="report_to: found .*trackio.*pip install trackio"):
+        validate_trl({"report_to": ["tensorboard", "trackio"]}, DPOConfig, set())
+
+
 def test_reserved_names_are_names_of_trl():
     """A name that trl dropped would protect nothing."""
     from trl import DPOConfig, SFTConfig
