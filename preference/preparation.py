@@ -11,12 +11,12 @@ from preference.inspection.training import refused_questions
 from preference.rounds import always_right, questions_of_round
 from sft import ranks
 from sft.checkpoint import load_tokenizer, read_provenance
-from sft.configuration import validate_trl
 from sft.examples import load
 from sft.order import accumulation_steps
 from sft.prompt import check_prompt_hash, prompt_hash
 from sft.records import read_stage_configuration
 from sft.splits import PREFERENCE
+from sft.trl_arguments import validate_trl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

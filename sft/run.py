@@ -38,11 +38,11 @@ def run(config, overwrite: bool) -> None:
     from sft import ranks
     from sft.artefacts import content_hash, file_hash, is_complete, mark_complete, write_json
     from sft.checkpoint import fingerprint, load_base, load_tokenizer, precision_dtype, resolve_model, save_adapter
-    from sft.configuration import validate_trl
     from sft.examples import load, prepare
     from sft.order import accumulation_steps
     from sft.prompt import prompt_hash
     from sft.records import peak_memory_bytes, save_configuration, write_card
+    from sft.trl_arguments import validate_trl
 
     # ------------------------------------------------------------------ what is asked for
     started = time.time()

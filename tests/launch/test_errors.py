@@ -100,7 +100,7 @@ def test_a_missing_configuration_file_is_told_with_those_that_are_there():
 def test_an_argument_of_trl_that_is_unknown_or_ours_is_refused():
     from dataclasses import make_dataclass
 
-    from sft.configuration import validate_trl
+    from sft.trl_arguments import validate_trl
 
     trl = make_dataclass("SFTConfig", [("weight_decay", float), ("seed", int)])
     validate_trl({"weight_decay": 0.1}, trl, {"seed"})

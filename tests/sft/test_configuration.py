@@ -12,8 +12,8 @@ from sft.configuration import (
     read_configuration,
     read_yaml,
     stage_arguments,
-    validate_trl,
 )
+from sft.trl_arguments import validate_trl
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # The list of control arms is no stage's configuration (tests/preference/test_ablate.py).
