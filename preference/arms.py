@@ -149,7 +149,10 @@ def chosen(runs: list[ArmRun], names: list[str] | None) -> list[ArmRun]:
 
 
 def check_trainings(runs: list[ArmRun], config: AblationConfig, sft_config: dict) -> None:
-    """Check of each run what its training will check, before any of them samples. Raises ValueError that names the arm."""
+    """Check of each run what its training will check, before any of them samples; the batch for one rank.
+
+    Raises ValueError that names the arm.
+    """
     for run in runs:
         own = run.folder / LABELS
         try:

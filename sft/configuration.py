@@ -114,6 +114,10 @@ class Pairs(Section):
     control: Literal["none", "flipped", "shuffled-rejected", "random-sides"]
 
 
+# Of trl 1.16.
+DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+
+
 def _noise(value: Any) -> Any:
     """The check of train.label_noise."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -151,10 +155,12 @@ class DpoTrain(Section):
     def _agree(self) -> DpoTrain:
         if not self.loss_type or len(self.loss_type) != len(self.loss_weights):
             raise ValueError(f"loss_weights {self.loss_weights} must have one number for each of loss_type {self.loss_type}")
-        if not any(self.loss_weights) or len(set(self.loss_type)) < len(self.loss_type):
-            raise ValueError(f"found loss_type {self.loss_type} with loss_weights {self.loss_weights}; allowed is each loss once, "
-                             "and one weight above 0 at least, or nothing would be trained")
-        robust = "robust" in self.loss_type
+        if len(set(self.loss_type)) < len(self.loss_type):
+            raise ValueError(f"loss_type {self.loss_type} names a loss twice; allowed is each once, with its weight in loss_weights")
+        if not any(self.loss_weights):
+            raise ValueError(f"loss_weights {self.loss_weights} are all 0, so nothing would be trained; set one above 0 at least")
+        losses = {name for name, weight in zip(self.loss_type, self.loss_weights, strict=True) if weight}
+        robust = "robust" in losses
         if self.label_noise is not None and (self.label_smoothing or not robust):
             raise ValueError(f"label_noise {self.label_noise} stands in for label_smoothing, which only the loss robust uses; "
                              f"with it set label_smoothing 0.0 (now {self.label_smoothing}) and loss_type [robust] (now "
@@ -162,15 +168,20 @@ class DpoTrain(Section):
         if self.label_smoothing and not robust:
             raise ValueError(f"label_smoothing {self.label_smoothing} is used by the loss robust only and changes nothing with "
                              f"loss_type {self.loss_type}; set it to 0.0, or loss_type [robust]")
-        losses, divergence = set(self.loss_type), self.trl.get("f_divergence_type", "reverse_kl")
+        divergence = self.trl.get("f_divergence_type", "reverse_kl")
+        if divergence not in DIVERGENCES:
+            raise ValueError(f"trl.f_divergence_type is {divergence!r}; allowed are {', '.join(DIVERGENCES)}")
+        if divergence != "reverse_kl" and any(name.startswith("apo") for name in self.loss_type):
+            raise ValueError(f"trl.f_divergence_type {divergence} does not go with loss_type {self.loss_type}; set reverse_kl, or a "
+                             "loss other than apo_zero and apo_down")
         if self.margin_scale and (losses <= {"sft"} or losses - {"sigmoid", "hinge", "sft"} or divergence != "reverse_kl"):
             raise ValueError(f"margin_scale {self.margin_scale} is an offset of the losses sigmoid and hinge (sft may stand "
                              f"beside them) under reverse_kl; found loss_type {self.loss_type}, f_divergence_type {divergence}; "
                              "set margin_scale 0.0, or loss_type [sigmoid] or [sigmoid, sft]")
         if self.shared_token_weight != 1 and losses <= {"sft"}:
             raise ValueError(f"shared_token_weight {self.shared_token_weight} weighs the tokens of preference losses and changes "
-                             "nothing with loss_type [sft]; set it to 1.0")
-        if "hinge" in losses and self.trl.get("use_weighting"):
+                             "nothing for sft alone; set it to 1.0")
+        if "hinge" in self.loss_type and self.trl.get("use_weighting"):
             raise ValueError("trl.use_weighting weighs pairs, which the loss hinge does not allow; take it out, or choose another "
                              "loss_type")
         alpha = self.trl.get("ld_alpha")

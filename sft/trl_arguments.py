@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from enum import Enum
 from typing import Any, get_args, get_type_hints
 
@@ -26,20 +27,24 @@ def validate_trl(arguments: dict[str, Any], trl_class: type, reserved: set[str])
         kinds = [kind for kind in (hints[name], *get_args(hints[name])) if isinstance(kind, type) and issubclass(kind, Enum)]
         choices = [member.value for kind in kinds for member in kind]
         try:
-            TypeAdapter(hints[name], config=ConfigDict(strict=True, arbitrary_types_allowed=True)).validate_python(value)
+            kind = TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
+            kind.validate_json(json.dumps(value, default=str), strict=True)  # as JSON, where words may stand for enumerations
         except ValidationError as error:
             allowed = " or ".join(dict.fromkeys(item["msg"][0].lower() + item["msg"][1:] for item in error.errors()))
             raise ValueError(f"train.trl.{name}: found {value!r}; {allowed}") from None
         if choices and isinstance(value, str) and value not in choices:
             near = difflib.get_close_matches(value, choices, n=1)
-            raise ValueError(f"train.trl.{name}: found {value!r}" + (f"; did you mean {near[0]}?" if near else "")
-                             + f" Allowed: {', '.join(choices)}.")
+            raise ValueError(f"train.trl.{name}: found {value!r}; " + (f"did you mean {near[0]}? " if near else "")
+                             + f"Allowed: {', '.join(choices)}.")
     if "report_to" in arguments:
         from transformers.integrations import get_reporting_integration_callbacks
 
+        wanted = arguments["report_to"]
         try:
-            for tracker in get_reporting_integration_callbacks(arguments["report_to"]):
+            for tracker in get_reporting_integration_callbacks(wanted[0] if wanted in (["none"], ["all"]) else wanted):
                 tracker()
-        except (ValueError, RuntimeError, ImportError) as error:
-            raise ValueError(f"train.trl.report_to: found {arguments['report_to']!r}; {error} Install what it asks for, or leave "
-                             "tensorboard, which is there.") from None
+        except ValueError as error:
+            raise ValueError(f"train.trl.report_to: found {wanted!r}; {error}") from None
+        except (RuntimeError, ImportError) as error:
+            raise ValueError(f"train.trl.report_to: found {wanted!r}; {error} Install it, or take tensorboard, which is "
+                             "there.") from None

@@ -252,6 +252,8 @@ def test_arguments_for_trl_are_checked_by_name():
     ({"weight_decay": "0.1"}, "train.trl.weight_decay: found '0.1'; input should be a valid number"),
     ({"ld_alpha": "0.5"}, "train.trl.ld_alpha: found '0.5'; input should be a valid number"),
     ({"lr_scheduler_type": "cosin"}, r"train.trl.lr_scheduler_type: found 'cosin'; did you mean cosine\? Allowed: linear, "),
+    ({"weight_decay": float("nan")}, "train.trl.weight_decay: found nan; input should be a finite number"),
+    ({"optim": "xyz"}, "train.trl.optim: found 'xyz'; Allowed: .*adamw_torch"),
     ({"optim": "adam"}, "train.trl.optim: found 'adam'; did you mean .* Allowed: .*adamw_torch"),
     ({"report_to": ["tensorbord"]}, r"train.trl.report_to: found \['tensorbord'\]; tensorbord is not supported"),
 ])
@@ -268,7 +270,9 @@ def test_values_that_trl_takes_are_taken():
     validate_trl({"weight_decay": 0, "lr_scheduler_type": "linear", "optim": "adafactor", "report_to": "tensorboard",
                   "ld_alpha": None, "lr_scheduler_kwargs": {"a": 1}, "adam_beta1": 0.9, "disable_tqdm": True}, DPOConfig, set())
     validate_trl({"report_to": ["tensorboard"]}, DPOConfig, set())
-    validate_trl({"report_to": "none"}, DPOConfig, set())
+    for trackers in ("none", ["none"], "all", ["all"], [], None):
+        validate_trl({"report_to": trackers}, DPOConfig, set())
+    validate_trl({"debug": ["underflow_overflow"], "logging_strategy": "steps"}, DPOConfig, set())
 
 
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
