@@ -148,15 +148,20 @@ def chosen(runs: list[ArmRun], names: list[str] | None) -> list[ArmRun]:
     return found
 
 
+def labels_of(run: ArmRun, config: AblationConfig) -> Path:
+    """People's labels for a run: its own file, or the shared run's."""
+    own = run.folder / LABELS
+    return own if own.exists() else Path(config.run) / LABELS
+
+
 def check_trainings(runs: list[ArmRun], config: AblationConfig, sft_config: dict) -> None:
     """Check of each run what its training will check, before any of them samples; the batch for one rank.
 
     Raises ValueError that names the arm.
     """
     for run in runs:
-        own = run.folder / LABELS
         try:
-            check_training(run.config, sft_config, own if own.exists() else Path(config.run) / LABELS)
+            check_training(run.config, sft_config, labels_of(run, config))
         except ValueError as error:
             raise ValueError(f"arm {run.arm}: {error}") from None
 
@@ -184,9 +189,7 @@ def stage_two(config: DpoConfig) -> dict:
 
 def identity(run: ArmRun, config: AblationConfig) -> dict:
     """What a result depends on; a result file that holds the same is not made again. JSON values only."""
-    own = run.folder / LABELS
-    return json.loads(json.dumps({"stage_two": stage_two(run.config),
-                                  "labels": words_hash(own if own.exists() else Path(config.run) / LABELS)}
+    return json.loads(json.dumps({"stage_two": stage_two(run.config), "labels": words_hash(labels_of(run, config))}
                                  | measured_identity(config, run.config)))
 
 

@@ -49,8 +49,8 @@ def shuffled_rejected(pairs: list[dict], seed: int) -> list[dict | None]:
     one question.
 
     The deal follows from the seed and the pairs, not from their order. None where no exchange with another pair helps (one
-    question has more than half of the pairs, or too many reject the same query). The side brings its evidence, but not its log-probability: that was
-    under another prompt.
+    question has more than half of the pairs, or too many reject the same query). The side brings its evidence, but not its
+    log-probability: that was under another prompt.
     """
     order = sorted(range(len(pairs)), key=lambda place: pairs[place]["pair_id"])
     chance = random.Random(f"{seed}:shuffled-rejected")

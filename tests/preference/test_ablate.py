@@ -242,7 +242,7 @@ def test_settings_are_taken_dotted_and_as_sections(project):
         (["run=runs/none"], "run: runs/none holds no finished SFT adapter (no runs/none/sft/complete.json). All arms start"),
         (["measure={data: dev}"], "measure.columns: missing"),
         (["arms.gold.settings={train.trl: {ld_alfa: 0.5}}"], "arm gold: train.trl.ld_alfa: DPOConfig has no such argument"),
-        (["arms.gold.settings={train.micro_batch_size: 3}"], "arm gold: "),
+        (["arms.gold.settings={train.micro_batch_size: 3}"], "arm gold: train.global_batch_size"),
         (["arms.gold.settings={evaluate.max_new_tokens: 64}"], "arm gold: evaluate.max_new_tokens is 64 here and was 96"),
         (["settings.train.label_noise=from-labels", "settings.train.loss_type=[robust]", "settings.train.loss_weights=[1.0]",
           "arms={default: {seeds: [0], settings: {}}}"], "arm default: train.label_noise is from-labels, but there is no"),

@@ -134,7 +134,7 @@ def test_a_question_gets_no_shuffled_side_twice():
         given = [(row["example_id"], row["rejected_sql"].lower()) for row in shuffled]
         assert len(set(given)) == len(given) == len({row["pair_id"] for row in shuffled})
         assert len(shuffled) + len(lost) == len(pairs) and not lost
-    # Where all others are one query, one pair is left out, and only one.
+    # Where all others are one query: what cannot be dealt is left out and counted.
     pairs[4]["rejected_sql"] = "SELECT 1"
     for seed in range(8):
         shuffled, lost = as_control("shuffled-rejected", pairs, [], *rows, seed=seed)

@@ -264,15 +264,15 @@ def test_values_for_trl_are_checked_before_training(arguments, message):
         validate_trl(arguments, DPOConfig, set())
 
 
-def test_values_that_trl_takes_are_taken():
+@pytest.mark.parametrize("arguments", [
+    {"weight_decay": 0, "lr_scheduler_type": "linear", "optim": "adafactor", "lr_scheduler_kwargs": {"a": 1}},
+    {"ld_alpha": None, "adam_beta1": 0.9, "disable_tqdm": True, "debug": ["underflow_overflow"], "logging_strategy": "steps"},
+    *({"report_to": trackers} for trackers in ("tensorboard", ["tensorboard"], "none", ["none"], "all", ["all"], [], None)),
+])
+def test_values_that_trl_takes_are_taken(arguments):
     from trl import DPOConfig
 
-    validate_trl({"weight_decay": 0, "lr_scheduler_type": "linear", "optim": "adafactor", "report_to": "tensorboard",
-                  "ld_alpha": None, "lr_scheduler_kwargs": {"a": 1}, "adam_beta1": 0.9, "disable_tqdm": True}, DPOConfig, set())
-    validate_trl({"report_to": ["tensorboard"]}, DPOConfig, set())
-    for trackers in ("none", ["none"], "all", ["all"], [], None):
-        validate_trl({"report_to": trackers}, DPOConfig, set())
-    validate_trl({"debug": ["underflow_overflow"], "logging_strategy": "steps"}, DPOConfig, set())
+    assert validate_trl(arguments, DPOConfig, set()) is None
 
 
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
