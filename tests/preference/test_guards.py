@@ -51,6 +51,15 @@ def test_a_limit_is_passed_only_by_a_larger_fall():
         "(allowed 0.300)")
 
 
+@pytest.mark.parametrize("file", sorted(CONFIGURATION.parent.glob("dpo*.yaml")), ids=lambda file: file.stem)
+def test_the_shipped_limits_stop_the_fall_measured_at_a_harmful_learning_rate(file):
+    """Few rows in RESULTS.md: at 5e-4 from 38 to 28 of 100 questions after 15 steps; at harmless rates to 34 at worst."""
+    guards = read_configuration(DpoConfig, file, []).guards
+    limits = {"execution_accuracy": guards.max_accuracy_drop, "valid_sql": 1.0, "ended_with_eos": 1.0, "chosen_logp": 10.0}
+    assert limit_passed(row(0, accuracy=0.38), row(15, accuracy=0.34), limits) is None
+    assert "from 38.0% to 28.0%" in limit_passed(row(0, accuracy=0.38), row(15, accuracy=0.28), limits)
+
+
 def test_the_best_step_is_within_the_limits_and_the_later_of_equal_ones():
     assert best_step([row(0, 0.5), row(10, 0.6), row(20, 0.6), row(30, 0.55)]) == 20
     assert best_step([row(0, 0.5), row(10, 0.5), row(20, 0.49)]) == 10
