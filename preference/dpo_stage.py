@@ -57,7 +57,7 @@ def train_round(config, sft_config: dict, folder: Path, number: int, tokenizer, 
 
     keys = ("epochs", "steps", "learning_rate", "warmup_share", "beta", "loss_type", "loss_weights", "label_smoothing",
             "global_batch_size", "micro_batch_size", "share_prompts", "gradient_checkpointing", "max_length", "save_steps",
-            "zero_stage", "offload", "trl", "margin_scale", "shared_token_weight")
+            "zero_stage", "offload", "trl", "margin_scale", "shared_token_weight", "reference_weight")
     model, state, facts = train_dpo(load_policy, tokenizer, pairs, output / "checkpoints", seed=config.seed,
                                     checkpoint=inputs["checkpoint"], guards=config.guards.model_dump(),
                                     evaluate=evaluate_policy,

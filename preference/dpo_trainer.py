@@ -35,6 +35,8 @@ class ExecutionDPOTrainer(DPOTrainer):
     reference: ReferenceLogps | None = None
     # Weight of the tokens that the batch marks as `shared_tokens`.
     shared_token_weight: float = 1.0
+    # Share of the reference's log-probabilities that counts (see `preference.loss_terms`).
+    reference_weight: float = 1.0
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         return dataset
@@ -52,14 +54,14 @@ class ExecutionDPOTrainer(DPOTrainer):
         policy = self.policy_outputs(model, inputs) if first else None
         # The first step computes the reference itself in any case: that it is the policy is what there is to prove.
         reference = None if first else kept
-        if reference is None and (offsets is not None or token_weights is not None):
+        if reference is None and (offsets is not None or token_weights is not None or self.reference_weight != 1):
             reference = self.compute_ref_log_probs(_weighing(self.model, token_weights), inputs)
         self.precompute_ref_logps = reference is not None
         if reference is not None:
             inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = reference
         # trl's own weights (WPO) multiply the sft term's one value in place for all pairs, which torch refuses (trl 1.16).
         plain = not ((self.use_weighting or answers is not None) and "sft" in self.loss_types)
-        if plain and all(term is None for term in (offsets, weights, token_weights)):
+        if plain and self.reference_weight == 1 and all(term is None for term in (offsets, weights, token_weights)):
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         else:
             loss = self._loss_with_terms(model, inputs, offsets, weights, answers, token_weights)
@@ -105,15 +107,18 @@ class ExecutionDPOTrainer(DPOTrainer):
         own = self.loss_types, self.loss_weights, self.use_weighting
         losses = [(name, share) for name, share in zip(*own[:2], strict=True) if name != "sft"]
         reference = [inputs[f"ref_{side}_logps"] for side in SIDES] if self.precompute_ref_logps else None
-        if offsets is not None:
-            inputs["ref_rejected_logps"] = reference[1] - offsets / self.beta
+        moved = offsets is not None or self.reference_weight != 1
+        if moved:
+            shift = 0.0 if offsets is None else offsets / self.beta
+            inputs["ref_chosen_logps"] = self.reference_weight * reference[0]
+            inputs["ref_rejected_logps"] = self.reference_weight * reference[1] - shift
         try:
             self.loss_types, self.loss_weights = [name for name, _ in losses], [share for _, share in losses]
             self.use_weighting = per_sequence
             loss = super().compute_loss(scored, inputs)
         finally:
             self.loss_types, self.loss_weights, self.use_weighting = own
-        if offsets is not None:
+        if moved:
             self._log_rewards(self.compute_ref_log_probs(lambda **_: seen["outputs"], inputs), reference)
         for name, share in zip(*own[:2], strict=True):
             if name == "sft":
@@ -124,11 +129,11 @@ class ExecutionDPOTrainer(DPOTrainer):
         return loss
 
     def _log_rewards(self, policy, reference) -> None:
-        """Put right the rewards that trl logged against a shifted reference: margins here are without the offset."""
+        """Put right the rewards that trl logged against a moved reference: those here are against the reference itself."""
         chosen, rejected = (self.accelerator.gather(self.beta * (of_policy - of_reference))
                             for of_policy, of_reference in zip(policy, reference, strict=True))
         metrics = self._metrics["train" if self.model.training else "eval"]
-        metrics["rewards/rejected"][-1] = rejected.mean().item()
+        metrics["rewards/chosen"][-1], metrics["rewards/rejected"][-1] = chosen.mean().item(), rejected.mean().item()
         metrics["rewards/margins"][-1] = (chosen - rejected).mean().item()
         metrics["rewards/accuracies"][-1] = (chosen > rejected).float().mean().item()
 

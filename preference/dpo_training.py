@@ -146,7 +146,7 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
               label_smoothing: float, global_batch_size: int, micro_batch_size: int, share_prompts: bool,
               gradient_checkpointing: bool, max_length: int, save_steps: int, zero_stage: int, offload: str, bf16: bool,
               seed: int, trl: dict, checkpoint: str, steps: int | None = None, margin_scale: float = 0.0,
-              shared_token_weight: float = 1.0, guards: dict | None = None,
+              shared_token_weight: float = 1.0, reference_weight: float = 1.0, guards: dict | None = None,
               evaluate: Callable | None = None) -> tuple[object, dict, dict]:
     """Train; gives (model, the whole weights of the adapter to keep, facts: {steps, start, log, and with guards theirs}).
 
@@ -201,7 +201,7 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
                                       data_collator=preference_collator(tokenizer, packs, margin_scale,
                                                                         shared_token_weight != 1.0),
                                       callbacks=[Mark()])
-        trainer.shared_token_weight = shared_token_weight
+        trainer.shared_token_weight, trainer.reference_weight = shared_token_weight, reference_weight
         if guards and guards["every_steps"]:
             guard = Guards(trainer, folder, evaluate=evaluate, own_attention=own_attention, **guards)
             trainer.add_callback(guard)

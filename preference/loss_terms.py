@@ -3,18 +3,21 @@
 With a_t = shared_token_weight for the tokens of a completion that stand in the pair's other side, too, and 1 for those where
 the two part, the log-probability of a completion under either model is sum over t of a_t log p(y_t | x, y_<t), and
 
-    delta = (log policy - log reference)(chosen) - (log policy - log reference)(rejected)
+    delta = (log policy - r log reference)(chosen) - (log policy - r log reference)(rejected),    r = reference_weight
     loss of a pair = weight * l(beta * delta - margin_scale * margin),    l(z) = -log sigmoid(z) for `sigmoid`
 
-averaged over the pairs of a micro-batch; with margin_scale 0 and all weights 1 it is trl's own. The sft term leaves out graded
+averaged over the pairs of a micro-batch; with margin_scale 0, r and all weights 1 it is trl's own. The sft term leaves out graded
 pairs, whose chosen query is wrong, too; it is trl's mean over the chosen tokens of a micro-batch, whose size therefore is part of
 the result. `margin`, from 0 to 1, says how wrong the rejected query is: the worse it is, the further the two sides have to part
 before the loss lets go of them. The offset is a shift of the reference's log-probability of the
 rejected side by -margin_scale * margin / beta, so it is for sigmoid and hinge alone: `robust` would have it with the wrong sign
-in its term for a swapped pair, the others average over tokens, or take each side by itself.
+in its term for a swapped pair, the others average over tokens, or take each side by itself. The same goes for r: with r = 1 every
+pair pulls alike at the start, also one whose chosen query has long been the likelier; with r = 0 delta is the policy's own lead,
+and the pull of such a pair is small and that of one that the model has the wrong way round large (with r = 0 a beta of 1 or so).
 Source of the margin: Amini et al. 2024, "Direct Preference Optimization with an Offset", arXiv 2402.10571. Their offset is a
 rising function (the logarithm) of the difference of two scores that a reward model or people gave; ours is linear in what
-execution found. Weights of tokens and of pairs are this project's own.
+execution found. Source of r = 0 with an sft term: Xu et al. 2024, "Contrastive Preference Optimization", arXiv 2401.08417; what lies
+between, and weights of tokens and of pairs, are this project's own.
 """
 
 from __future__ import annotations

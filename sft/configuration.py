@@ -137,6 +137,7 @@ class DpoTrain(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
     label_noise: Annotated[Any, AfterValidator(_noise)]
     margin_scale: Annotated[float, Field(ge=0)]
+    reference_weight: Share
     shared_token_weight: Share
     global_batch_size: Count
     micro_batch_size: Count
@@ -174,10 +175,12 @@ class DpoTrain(Section):
         if divergence != "reverse_kl" and any(name.startswith("apo") for name in self.loss_type):
             raise ValueError(f"trl.f_divergence_type {divergence} does not go with loss_type {self.loss_type}; set reverse_kl, or a "
                              "loss other than apo_zero and apo_down")
-        if self.margin_scale and (losses <= {"sft"} or losses - {"sigmoid", "hinge", "sft"} or divergence != "reverse_kl"):
-            raise ValueError(f"margin_scale {self.margin_scale} is an offset of the losses sigmoid and hinge (sft may stand "
-                             f"beside them) under reverse_kl; found loss_type {self.loss_type}, f_divergence_type {divergence}; "
-                             "set margin_scale 0.0, or loss_type [sigmoid] or [sigmoid, sft]")
+        if losses <= {"sft"} or losses - {"sigmoid", "hinge", "sft"} or divergence != "reverse_kl":
+            for key, plain in (("margin_scale", 0.0), ("reference_weight", 1.0)):
+                if (value := getattr(self, key)) != plain:
+                    raise ValueError(f"{key} {value} is for the losses sigmoid and hinge (sft may stand beside them) under "
+                                     f"reverse_kl; found loss_type {self.loss_type}, f_divergence_type {divergence}; set {key} "
+                                     f"{plain}, or loss_type [sigmoid] or [sigmoid, sft]")
         if self.shared_token_weight != 1 and losses <= {"sft"}:
             raise ValueError(f"shared_token_weight {self.shared_token_weight} weighs the tokens of preference losses and changes "
                              "nothing for sft alone; set it to 1.0")

@@ -271,10 +271,13 @@ def test_the_adapter_that_is_kept_is_small_and_whole(load_policy, tokenizer, pai
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    (["train.margin_scale=1.0", "train.loss_type=[ipo]", "train.loss_weights=[1.0]"], "is an offset of the losses sigmoid"),
+    (["train.margin_scale=1.0", "train.loss_type=[ipo]", "train.loss_weights=[1.0]"], "is for the losses sigmoid"),
     (["train.margin_scale=1.0", "train.loss_type=[sft]", "train.loss_weights=[1.0]"], "set margin_scale 0.0, or loss_type"),
     (["train.margin_scale=1.0", "train.loss_type=[sigmoid, robust]"], "found loss_type"),
     (["train.margin_scale=1.0", "train.trl={f_divergence_type: js_divergence}"], "f_divergence_type js_divergence"),
+    (["train.reference_weight=0.5", "train.loss_type=[ipo]", "train.loss_weights=[1.0]"], "reference_weight 0.5 is for the losses"),
+    (["train.reference_weight=1.5"], "train.reference_weight: found 1.5"),
+    (["train.reference_weight=0"], None),
     (["train.label_smoothing=0.1"], "is used by the loss robust only and changes nothing"),
     (["train.shared_token_weight=1.5"], "train.shared_token_weight: found 1.5"),
     (["train.shared_token_weight=0.5", "train.loss_weights=[0.0, 1.0]"], "changes nothing for sft alone"),

@@ -194,6 +194,25 @@ def test_the_offset_of_hinge_by_hand(trainer, tokenizer, tmp_path):
     assert loss.item() == pytest.approx(2.55, abs=1e-6) and logps.grad[:, 3].tolist() == pytest.approx([-BETA, BETA])
 
 
+@pytest.mark.parametrize(("reference_weight", "lead"), [(1.0, -1.0), (0.5, 0.25), (0.0, 1.5)])
+def test_the_weight_of_the_reference_by_hand(trainer, tokenizer, tmp_path, reference_weight, lead):
+    """Policy -2 and -3.5, reference -1 and -3.5: delta = 1.5 - 2.5 r. The reward of a side stays beta (policy - reference)."""
+    logps = torch.zeros(2, 8)
+    logps[0, 3], logps[1, 3] = -2.0, -3.5
+    logps.requires_grad_()
+    given_reference(trainer, tmp_path / "kept", [(-1.0, -3.5), (0.0, 0.0), (0.0, 0.0)])
+    losses_are(trainer, ["sigmoid"])
+    trainer.reference_weight = reference_weight
+    loss = trainer.compute_loss(policy_of(logps), preference_collator(tokenizer)([ROWS[0] | {"weight": 1.0}]))
+    loss.backward()
+    slope = BETA / (1 + math.exp(BETA * lead))
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-BETA * lead)), abs=1e-6)
+    assert logps.grad[:, 3].tolist() == pytest.approx([-slope, slope], abs=1e-6)
+    assert trainer._metrics["train"]["rewards/margins"][-1] == pytest.approx(BETA * -1.0, abs=1e-6)
+    assert trainer._metrics["train"]["rewards/chosen"][-1] == pytest.approx(BETA * -1.0, abs=1e-6)
+    assert trainer._metrics["train"]["rewards/accuracies"][-1] == 0.0
+
+
 # ----------------------------------------------------------- on a model, any loss
 
 
@@ -204,7 +223,7 @@ def gradients(trainer):
     return found
 
 
-def by_definition(trainer, margin_scale, token_weight):
+def by_definition(trainer, margin_scale, token_weight, reference_weight):
     """The loss by plain logits and the formula of `preference.loss_terms`, token by token."""
     def logps(row, side, adapter):
         trainer.model.set_adapter(adapter)
@@ -221,21 +240,21 @@ def by_definition(trainer, margin_scale, token_weight):
             with torch.no_grad():
                 reference = logps(row, side, "ref")
             policy = logps(row, side, "default")
-            delta = delta + sign * (weights * (policy - reference)).sum()
+            delta = delta + sign * (weights * (policy - reference_weight * reference)).sum()
             if side == "chosen":
                 plain, tokens = plain + row["weight"] * policy.sum(), tokens + len(policy)
         total = total - row["weight"] * torch.nn.functional.logsigmoid(BETA * delta - margin_scale * row["margin"])
     return total / len(ROWS) - 0.5 * plain / tokens
 
 
-@pytest.mark.parametrize("share_prompts", [False, True])
-def test_loss_and_gradients_are_those_of_the_formula(trainer, tokenizer, tmp_path, share_prompts):
+@pytest.mark.parametrize(("share_prompts", "reference_weight"), [(False, 1.0), (True, 1.0), (True, 0.25)])
+def test_loss_and_gradients_are_those_of_the_formula(trainer, tokenizer, tmp_path, share_prompts, reference_weight):
     trainer.model.eval()
-    loss = by_definition(trainer, 2.0, 0.1)
+    loss = by_definition(trainer, 2.0, 0.1, reference_weight)
     loss.backward()
     wanted = gradients(trainer)
     trainer.model.set_adapter("default")
-    trainer.shared_token_weight = 0.1
+    trainer.shared_token_weight, trainer.reference_weight = 0.1, reference_weight
     losses_are(trainer, ["sigmoid", "sft"])
     trainer.data_collator = preference_collator(tokenizer, share_prompts, margin_scale=2.0, mark_shared_tokens=True)
     trainer.reference = None
@@ -311,13 +330,13 @@ def test_terms_without_effect_give_the_plain_loss(trainer, tokenizer, ld_alpha):
 
 
 def test_the_start_is_proved_with_every_term_on(trainer, tokenizer, tmp_path):
-    """Policy and reference are the same: sigmoid loss ln 2 whatever the margin, and a kept reference is compared as it weighs."""
+    """Policy and reference are the same: margin 0, loss ln 2 as told, and a kept reference is compared as it weighs."""
     held = dict(trainer.model.named_parameters())
     with torch.no_grad():
         for name, parameter in held.items():
             if ".default." in name:
                 parameter.copy_(held[name.replace(".default.", ".ref.")])
-    trainer.start, trainer.shared_token_weight = None, 0.1
+    trainer.start, trainer.shared_token_weight, trainer.reference_weight = None, 0.1, 0.5
     trainer.data_collator = preference_collator(tokenizer, margin_scale=2.0, mark_shared_tokens=True)
     trainer.reference = ReferenceLogps(tmp_path / "kept", [0.1])
     trainer.compute_loss(trainer.model, trainer.data_collator(ROWS))
