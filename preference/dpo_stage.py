@@ -55,14 +55,11 @@ def train_round(config, sft_config: dict, folder: Path, number: int, tokenizer, 
         return evaluate(policy, tokenizer, watched, seed=sft_config["seed"], schema_style=provenance["prompt"]["schema_style"],
                         description=f"guards, step {step}", **config.evaluate.model_dump(), **config.judge.model_dump())
 
-    keys = ("epochs", "steps", "learning_rate", "warmup_share", "beta", "loss_type", "loss_weights", "label_smoothing",
-            "global_batch_size", "micro_batch_size", "share_prompts", "gradient_checkpointing", "max_length", "save_steps",
-            "zero_stage", "offload", "trl", "margin_scale", "shared_token_weight", "reference_weight")
     model, state, facts = train_dpo(load_policy, tokenizer, pairs, output / "checkpoints", seed=config.seed,
                                     checkpoint=inputs["checkpoint"], guards=config.guards.model_dump(),
                                     evaluate=evaluate_policy,
                                     bf16="bfloat16" in str(precision_dtype(settings.precision)),
-                                    **{key: getattr(settings, key) for key in keys}
+                                    **settings.model_dump(exclude={"precision", "load_in_4bit", "attention", "label_noise"})
                                     | {"label_smoothing": inputs.get("label_smoothing", settings.label_smoothing)})
     trainable = sum(tensor.numel() for tensor in state.values())
     adapters = {output: state}

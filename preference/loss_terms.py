@@ -11,9 +11,9 @@ pairs, whose chosen query is wrong, too; it is trl's mean over the chosen tokens
 the result. `margin`, from 0 to 1, says how wrong the rejected query is: the worse it is, the further the two sides have to part
 before the loss lets go of them. The offset is a shift of the reference's log-probability of the
 rejected side by -margin_scale * margin / beta, so it is for sigmoid and hinge alone: `robust` would have it with the wrong sign
-in its term for a swapped pair, the others average over tokens, or take each side by itself. The same goes for r: with r = 1 every
-pair pulls alike at the start, also one whose chosen query has long been the likelier; with r = 0 delta is the policy's own lead,
-and the pull of such a pair is small and that of one that the model has the wrong way round large (with r = 0 a beta of 1 or so).
+in its term for a swapped pair, the others average over tokens, or take each side by itself. r goes with the same two,
+with which it is tested. With r = 1 all pairs have the same gradient weight, beta / 2, at the start; with r = 0 delta is the policy's
+own lead, so it is smaller where the chosen query is the likelier by far, and nearly beta where the rejected one is.
 Source of the margin: Amini et al. 2024, "Direct Preference Optimization with an Offset", arXiv 2402.10571. Their offset is a
 rising function (the logarithm) of the difference of two scores that a reward model or people gave; ours is linear in what
 execution found. Source of r = 0 with an sft term: Xu et al. 2024, "Contrastive Preference Optimization", arXiv 2401.08417; what lies

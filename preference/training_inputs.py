@@ -19,9 +19,13 @@ HOW_NOT_WHAT = {"share_prompts", "save_steps", "gradient_checkpointing", "attent
 
 def what_counts(train: DpoTrain) -> dict:
     """The keys of `train` that a result depends on. micro_batch_size is one with the sft loss alone: that is trl's mean over the
-    tokens of a micro-batch, so how pairs are put together changes what each token weighs.
+    tokens of a micro-batch, so how pairs are put together changes what each token weighs. reference_weight 1 is what results had
+    that were made before there was such a key, and stands for no key.
     """
-    return train.model_dump(exclude=HOW_NOT_WHAT if "sft" in train.loss_type else HOW_NOT_WHAT | {"micro_batch_size"})
+    found = train.model_dump(exclude=HOW_NOT_WHAT if "sft" in train.loss_type else HOW_NOT_WHAT | {"micro_batch_size"})
+    if train.reference_weight == 1:
+        del found["reference_weight"]
+    return found
 
 
 def training_inputs(config: DpoConfig, stage: Prepared, number: int, pairs: str, checkpoint: str) -> dict:

@@ -304,6 +304,21 @@ def test_the_sft_term_is_added_to_the_sigmoid_loss(load_policy, tokenizer, pairs
     assert facts["start"]["sigmoid_loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
+@pytest.mark.parametrize("reference_weight", [1.0, 0.25, 0.0])
+def test_a_part_of_the_reference_counts_from_the_first_step_on(load_policy, tokenizer, pairs, tmp_path, reference_weight):
+    """-log sigmoid(beta (1 - r) lead) while the policy is the reference; each pair comes once, so that no reference is kept."""
+    sizes = {"epochs": 1, "global_batch_size": 2}
+    _, _, facts = train_dpo(load_policy, tokenizer, pairs, tmp_path / "checkpoints", **settings(
+        **sizes, beta=0.5, learning_rate=1e-12, reference_weight=reference_weight))
+    rows = tokenized_pairs(tokenizer, pairs, **TOKENIZE | sizes).to_list()
+    wanted = [math.log1p(math.exp(-0.5 * (1 - reference_weight) * (row["sft_chosen_logps"] - row["sft_rejected_logps"])))
+              for row in rows]
+    losses = [row["loss"] for row in facts["log"] if "loss" in row]
+    assert losses == pytest.approx([sum(wanted[:2]) / 2, sum(wanted[2:]) / 2], abs=1e-4) and len(set(wanted)) in (1, 4)
+    assert facts["start"]["sigmoid_loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert not (tmp_path / "reference_logps.jsonl").exists()
+
+
 def test_the_global_batch_alone_decides_the_result(load_policy, tokenizer, pairs, tmp_path):
     """1 x 4 and 4 x 1 micro-batches, prompts shared or not: the same weights, to the rounding of sums in another order."""
     ways = [(micro, shared) for shared in (False, True) for micro in (1, 4)]

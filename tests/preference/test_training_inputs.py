@@ -28,6 +28,11 @@ def test_the_micro_batch_counts_where_a_loss_is_a_mean_over_its_tokens():
     assert not {"share_prompts", "save_steps", "gradient_checkpointing", "attention"} & both[0].keys()
 
 
+def test_a_whole_reference_is_what_was_there_before_the_key():
+    assert "reference_weight" not in what_counts(configured().train)
+    assert what_counts(configured("train.reference_weight=0").train) == what_counts(configured().train) | {"reference_weight": 0.0}
+
+
 def test_a_round_depends_on_the_inputs_of_the_round_before(tmp_path):
     first = inputs_of(tmp_path, 1)
     assert "before" not in first and "label_noise" not in first["train"]
