@@ -1,7 +1,7 @@
 """Run control arms of stage two on one SFT adapter, and compare them on the same questions.
 
     python preference/ablate.py [--config FILE] [--set key=value ...] [--arms NAME ...] [--jobs N]
-    python preference/ablate.py --table tests/results/embedded [--json | --markdown]
+    python preference/ablate.py --table tests/results/embedded [FOLDER ...] [--json | --markdown]
 
 Each arm and seed of configs/ablation.yaml is trained in a run folder of its own by the stages' own commands, measured by
 greedy execution accuracy, and leaves one small JSON file; what has its file is not run again, and an interrupted set goes on
@@ -25,7 +25,8 @@ def main() -> None:
                         help="runs at a time, each on its share of the cores (default: 1)")
     parser.add_argument("--launch", metavar="FILE", help="accelerate's configuration, e.g. launch/gpu.yaml (default: its own)")
     parser.add_argument("--overwrite", action="store_true", help="run anew the arms whose result has other settings")
-    parser.add_argument("--table", type=Path, metavar="FOLDER", help="only show the table of a folder of results")
+    parser.add_argument("--table", type=Path, nargs="+", metavar="FOLDER",
+                        help="only show the table of a folder of results, or of several, each with arms on an SFT adapter of its own")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="the table as JSON, with every interval and p value")
     form.add_argument("--markdown", action="store_true", help="the table as Markdown")
@@ -33,8 +34,8 @@ def main() -> None:
     from preference import arm_results
 
     try:
-        folder = arguments.table or run_arms(arguments)
-        table = arm_results.summary(folder)
+        folders = arguments.table or [run_arms(arguments)]
+        table = arm_results.summary(*folders)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     if arguments.json:

@@ -89,7 +89,12 @@ def read_results(folder: Path) -> tuple[dict, dict[str, dict[int, dict]]]:
                              "arm and seed. Move the one away that is not to count.")
         files[arm, seed] = path
         arms.setdefault(arm, {})[seed] = result
-    return sft, dict(sorted(arms.items(), key=lambda item: (item[0] != "default", item[0])))
+    return sft, dict(sorted(arms.items(), key=default_first))
+
+
+def default_first(item: tuple[str, Any]) -> tuple[bool, str]:
+    """Sorts arms by name, `default` first."""
+    return item[0] != "default", item[0]
 
 
 def read_result(path: Path, states: Sequence[str]) -> dict:
@@ -128,14 +133,13 @@ def bits(right: str) -> list[bool]:
 
 
 def compared(before: Sequence[str], after: Sequence[str]) -> dict:
-    """Two arms on the same questions, each a string of 1 and 0 for each seed.
+    """Two arms on the same questions, each a string of 1 and 0 for each seed, in pairs.
 
     One seed each: McNemar's exact p and Newcombe's interval. More: `sign_flip_p` and the interval of `paired_bootstrap`, and
     McNemar's p for each pair of seeds. The error reduction's interval is the bootstrap's in both cases.
     """
     old, new = [bits(right) for right in before], [bits(right) for right in after]
-    rows = list(before) * len(after) if len(before) == 1 else list(before)
-    single = [mcnemar(bits(one), bits(other)) for one, other in zip(rows, after, strict=True)]
+    single = [mcnemar(one, other) for one, other in zip(old, new, strict=True)]
     found = paired_bootstrap(old, new) | {"interval": "paired bootstrap", "mcnemar_p": [one["p"] for one in single]}
     if len(single) == 1:
         return found | {"test": "McNemar", "interval": "Newcombe"} | {key: single[0][key]
@@ -143,37 +147,56 @@ def compared(before: Sequence[str], after: Sequence[str]) -> dict:
     return found | {"test": "paired permutation (sign flip)", "p": sign_flip_p(old, new)}
 
 
-def summary(folder: Path) -> dict:
+def summary(*folders: Path) -> dict:
     """The whole table as JSON: {results, data, n, questions, sft, last: [arm, ...], published: [arm, ...]}.
+
+    Several folders hold arms on different SFT adapters, asked the same questions: each seed is compared with the SFT adapter
+    it started from, and `default` with another arm on the seeds that both have of the same adapter. `sft` has means over the
+    adapters, `accuracies` of each, and where there is one alone its interval ci95.
 
     Each arm: arm, seeds, means over its seeds of MEASURES, `accuracies` of each seed, pairs, steps (None where a seed does
     not tell) and chosen_logp_change (nats a token, mean of the seeds that tell) of the adapter that is measured, `against_sft`,
     and, but for `default`, `default_against`: how much better `default` is, on the seeds that both have (None where there is
     none).
+
+    Raises ValueError as `read_results` does, and where folders are about different questions.
     """
-    sft, arms = read_results(folder)
-    sft_model = sft["models"]["sft"]
-    table = {"results": str(folder), "data": sft["data"], "n": sft["n"], "questions": sft["questions"],
-             "sft": {key: sft_model[key] for key in MEASURES}
-             | {"ci95": list(wilson_interval(sft_model["right"].count("1"), sft["n"]))}}
+    read = [read_results(folder) for folder in folders]
+    adapters, first = [sft["models"]["sft"] for sft, _ in read], read[0][0]
+    for folder, (sft, _) in zip(folders, read, strict=True):
+        if sft["questions"] != first["questions"]:
+            raise ValueError(f"{folder} is about other questions (hash {sft['questions']}, n = {sft['n']}) than {folders[0]} (hash "
+                             f"{first['questions']}, n = {first['n']}). One table needs folders that were measured on the same "
+                             "questions. Measure one of them on the other's (--set measure.data=... measure.limit=...).")
+    arms: dict[str, dict[tuple[int, int], dict]] = {}  # keys: (folder, seed)
+    for place, (_, found) in enumerate(read):
+        for arm, seeds in found.items():
+            arms.setdefault(arm, {}).update({(place, seed): result for seed, result in sorted(seeds.items())})
+    arms = dict(sorted(arms.items(), key=default_first))
+    alone = list(wilson_interval(adapters[0]["right"].count("1"), first["n"])) if len(adapters) == 1 else None
+    table = {"results": list(map(str, folders)), "data": first["data"], "n": first["n"], "questions": first["questions"],
+             "sft": {key: mean([adapter[key] for adapter in adapters]) for key in MEASURES}
+             | {"accuracies": [adapter["execution_accuracy"] for adapter in adapters], "ci95": alone}}
     for state in STATES:
         rows = []
         for arm, seeds in arms.items():
-            models = [seeds[seed]["models"][state] for seed in sorted(seeds)]
+            models = {key: result["models"][state] for key, result in seeds.items()}
             steps, changes = zip(*(trained(result, state) for result in seeds.values()), strict=True)
             changes = [change for change in changes if change is not None]
-            row = {"arm": arm, "seeds": sorted(seeds), **{key: mean([model[key] for model in models]) for key in MEASURES},
-                   "accuracies": [seeds[seed]["models"][state]["execution_accuracy"] for seed in sorted(seeds)],
+            row = {"arm": arm, "seeds": [seed for _, seed in models],
+                   **{key: mean([model[key] for model in models.values()]) for key in MEASURES},
+                   "accuracies": [model["execution_accuracy"] for model in models.values()],
                    "pairs": mean([result["pairs"] for result in seeds.values()]),
                    "steps": None if None in steps else mean(steps),
                    "chosen_logp_change": mean(changes) if changes else None,
-                   "against_sft": compared([sft_model["right"]], [model["right"] for model in models])}
+                   "against_sft": compared([adapters[place]["right"] for place, _ in models],
+                                           [model["right"] for model in models.values()])}
             if arm != "default" and "default" in arms:
-                common = sorted(seeds.keys() & arms["default"].keys())
+                common = [key for key in models if key in arms["default"]]
                 row["default_against"] = compared(
-                    [seeds[seed]["models"][state]["right"] for seed in common],
-                    [arms["default"][seed]["models"][state]["right"] for seed in common],
-                ) | {"seeds": common} if common else None
+                    [models[key]["right"] for key in common],
+                    [arms["default"][key]["models"][state]["right"] for key in common],
+                ) | {"seeds": [seed for _, seed in common]} if common else None
             rows.append(row)
         table[state] = rows
     return table
@@ -244,7 +267,9 @@ def explanation(table: dict) -> str:
     sft = table["sft"]
     chosen = (" What is published was chosen on these same questions (guards, best round), so its accuracy here is too high, and "
               "never much below SFT's: report it on other questions." if table["data"] == "dev" else "")
-    return (f"SFT: {text.percent(sft['execution_accuracy'])} ({100 * sft['ci95'][0]:.1f} to {100 * sft['ci95'][1]:.1f}) of "
+    low, high = sft["ci95"] or (min(sft["accuracies"]), max(sft["accuracies"]))
+    several = "" if sft["ci95"] else f", mean of {len(sft['accuracies'])} adapters (lowest to highest)"
+    return (f"SFT{several}: {text.percent(sft['execution_accuracy'])} ({100 * low:.1f} to {100 * high:.1f}) of "
             f"{table['n']} questions, valid SQL {text.percent(sft['valid_sql'])}, EOS {text.percent(sft['ended_with_eos'])}, "
             f"{sft['mean_tokens']:.1f} tokens. Accuracy: mean over seeds (lowest to highest). Intervals are 95 %, paired over "
             "the questions; (-): no question changed, so that drawing questions gives none. p, one seed: McNemar's exact test; "
