@@ -25,7 +25,7 @@ def main() -> None:
                         help="runs at a time, each on its share of the cores (default: 1)")
     parser.add_argument("--launch", metavar="FILE", help="accelerate's configuration, e.g. launch/gpu.yaml (default: its own)")
     parser.add_argument("--overwrite", action="store_true", help="run anew the arms whose result has other settings")
-    parser.add_argument("--table", type=Path, nargs="+", metavar="FOLDER",
+    parser.add_argument("--table", type=Path, action="extend", nargs="+", metavar="FOLDER",
                         help="only show the table of a folder of results, or of several, each with arms on an SFT adapter of its own")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="the table as JSON, with every interval and p value")

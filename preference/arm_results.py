@@ -133,7 +133,7 @@ def bits(right: str) -> list[bool]:
 
 
 def compared(before: Sequence[str], after: Sequence[str]) -> dict:
-    """Two arms on the same questions, each a string of 1 and 0 for each seed, in pairs.
+    """Two arms on the same questions, each a string of 1 and 0 for each seed, in pairs. `before` may hold one model several times.
 
     One seed each: McNemar's exact p and Newcombe's interval. More: `sign_flip_p` and the interval of `paired_bootstrap`, and
     McNemar's p for each pair of seeds. The error reduction's interval is the bootstrap's in both cases.
@@ -150,16 +150,16 @@ def compared(before: Sequence[str], after: Sequence[str]) -> dict:
 def summary(*folders: Path) -> dict:
     """The whole table as JSON: {results, data, n, questions, sft, last: [arm, ...], published: [arm, ...]}.
 
-    Several folders hold arms on different SFT adapters, asked the same questions: each seed is compared with the SFT adapter
-    it started from, and `default` with another arm on the seeds that both have of the same adapter. `sft` has means over the
-    adapters, `accuracies` of each, and where there is one alone its interval ci95.
+    `results` lists the folders. Several hold arms on different SFT adapters, asked the same questions: each seed is compared
+    with the SFT adapter it started from, and `default` with another arm on the seeds that both have of the same adapter. `sft`
+    has means over the adapters, `accuracies` of each, and where there is one alone its interval ci95.
 
-    Each arm: arm, seeds, means over its seeds of MEASURES, `accuracies` of each seed, pairs, steps (None where a seed does
+    Each arm: arm, seeds and `folders` (of each seed, its place in `results`), means over its seeds of MEASURES, `accuracies` of each seed, pairs, steps (None where a seed does
     not tell) and chosen_logp_change (nats a token, mean of the seeds that tell) of the adapter that is measured, `against_sft`,
     and, but for `default`, `default_against`: how much better `default` is, on the seeds that both have (None where there is
     none).
 
-    Raises ValueError as `read_results` does, and where folders are about different questions.
+    Raises ValueError as `read_results` does, and where folders are about different questions or hold arms on one adapter.
     """
     read = [read_results(folder) for folder in folders]
     adapters, first = [sft["models"]["sft"] for sft, _ in read], read[0][0]
@@ -167,7 +167,14 @@ def summary(*folders: Path) -> dict:
         if sft["questions"] != first["questions"]:
             raise ValueError(f"{folder} is about other questions (hash {sft['questions']}, n = {sft['n']}) than {folders[0]} (hash "
                              f"{first['questions']}, n = {first['n']}). One table needs folders that were measured on the same "
-                             "questions. Measure one of them on the other's (--set measure.data=... measure.limit=...).")
+                             "questions. Measure one of them on the other's (--set results=FOLDER measure.data=... measure.limit=...).")
+    started_from: dict[str, Path] = {}
+    for folder, (sft, _) in zip(folders, read, strict=True):
+        adapter = json.dumps(sft.get("identity", {}).get("sft") or sft["models"]["sft"]["right"])
+        if adapter in started_from:
+            raise ValueError(f"{started_from[adapter]} and {folder} hold arms on one SFT adapter. Each folder of a table needs an "
+                             "adapter of its own. Leave one of them out, or move its files into the other.")
+        started_from[adapter] = folder
     arms: dict[str, dict[tuple[int, int], dict]] = {}  # keys: (folder, seed)
     for place, (_, found) in enumerate(read):
         for arm, seeds in found.items():
@@ -183,7 +190,7 @@ def summary(*folders: Path) -> dict:
             models = {key: result["models"][state] for key, result in seeds.items()}
             steps, changes = zip(*(trained(result, state) for result in seeds.values()), strict=True)
             changes = [change for change in changes if change is not None]
-            row = {"arm": arm, "seeds": [seed for _, seed in models],
+            row = {"arm": arm, "seeds": [seed for _, seed in models], "folders": [place for place, _ in models],
                    **{key: mean([model[key] for model in models.values()]) for key in MEASURES},
                    "accuracies": [model["execution_accuracy"] for model in models.values()],
                    "pairs": mean([result["pairs"] for result in seeds.values()]),
@@ -196,7 +203,7 @@ def summary(*folders: Path) -> dict:
                 row["default_against"] = compared(
                     [models[key]["right"] for key in common],
                     [arms["default"][key]["models"][state]["right"] for key in common],
-                ) | {"seeds": [seed for _, seed in common]} if common else None
+                ) | {"seeds": [seed for _, seed in common], "folders": [place for place, _ in common]} if common else None
             rows.append(row)
         table[state] = rows
     return table
@@ -269,13 +276,15 @@ def explanation(table: dict) -> str:
               "never much below SFT's: report it on other questions." if table["data"] == "dev" else "")
     low, high = sft["ci95"] or (min(sft["accuracies"]), max(sft["accuracies"]))
     several = "" if sft["ci95"] else f", mean of {len(sft['accuracies'])} adapters (lowest to highest)"
+    own = "" if sft["ci95"] else (" Against SFT: each seed against the adapter it started from, so that an arm on some of the adapters "
+                                  "is not compared with their mean.")
     return (f"SFT{several}: {text.percent(sft['execution_accuracy'])} ({100 * low:.1f} to {100 * high:.1f}) of "
             f"{table['n']} questions, valid SQL {text.percent(sft['valid_sql'])}, EOS {text.percent(sft['ended_with_eos'])}, "
             f"{sft['mean_tokens']:.1f} tokens. Accuracy: mean over seeds (lowest to highest). Intervals are 95 %, paired over "
             "the questions; (-): no question changed, so that drawing questions gives none. p, one seed: McNemar's exact test; "
             "more seeds: paired permutation (sign flip) over questions, each scored by its mean over seeds. \"Default better "
-            "by\": points, on the seeds that both arms have. Steps: to the adapter that was measured. Chosen logp: change from "
-            "the first step to that one, nats a token, on the guards' pairs." + chosen)
+            "by\": points, on the seeds that both arms have of the same adapter. Steps: to the adapter that was measured. Chosen logp: change from "
+            "the first step to that one, nats a token, on the guards' pairs." + own + chosen)
 
 
 def markdown(table: dict) -> str:

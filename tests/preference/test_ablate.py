@@ -666,7 +666,7 @@ def test_arms_on_several_adapters_are_each_compared_with_their_own(results, tmp_
     write(second, "sft", {"sft": "00001111"})
     write(second, "default-seed2", dict.fromkeys(("last", "published"), "00011111"))
     write(second, "random-seed1", dict.fromkeys(("last", "published"), "00001111"))
-    write(second, "alone-seed2", dict.fromkeys(("last", "published"), "10001111"))
+    write(second, "alone-seed2", dict.fromkeys(("last", "published"), "11001111"))
     table = summary(results, second)
     # SFT has 2 and 4 of 8.
     assert (table["sft"]["execution_accuracy"], table["sft"]["accuracies"]) == (0.375, [0.25, 0.5])
@@ -675,17 +675,23 @@ def test_arms_on_several_adapters_are_each_compared_with_their_own(results, tmp_
     # Gains 2 and 1 of the first adapter's 6 errors each, and 1 of the second's 4: 4 of 16.
     assert (default["seeds"], default["against_sft"]["difference"]) == ([0, 1, 2], pytest.approx(4 / 24))
     assert default["against_sft"]["error_reduction"] == pytest.approx(4 / 16) and default["against_sft"]["mcnemar_p"][2] == 1.0
+    # Three questions gain 1, 2 and 1 thirds: two of the 2³ choices of signs are as far from 0.
+    assert default["against_sft"]["p"] == 0.25
+    assert default["folders"] == [0, 0, 1] and table["results"] == [str(results), str(second)] and table["sft"]["ci95"] is None
     # Seed 1 of random stands in the second folder, where default has seed 2 alone: only seed 0 is common.
     assert random["seeds"] == [0, 1] and random["default_against"]["seeds"] == [0]
-    assert (alone["default_against"]["seeds"], alone["default_against"]["difference"]) == ([2], 0)
+    assert (alone["default_against"]["seeds"], alone["default_against"]["difference"]) == ([2], -1 / 8)
+    # A seed that both folders have counts twice, each time with its own adapter.
+    write(second, "default-seed0", dict.fromkeys(("last", "published"), "00000111"))
+    default = summary(results, second)["last"][0]
+    assert (default["seeds"], default["folders"], default["accuracies"]) == ([0, 1, 0, 2], [0, 0, 1, 1], [0.5, 0.375, 0.375, 0.625])
+    assert default["against_sft"]["difference"] == pytest.approx((2 + 1 - 1 + 1) / 32)
     code, printed = run(monkeypatch, capsys, "--table", results, second, "--markdown")
     assert code is None and "SFT, mean of 2 adapters (lowest to highest): 37.5 % (25.0 to 50.0) of 8 questions" in printed
-    # One and the same adapter twice is that adapter.
-    twice = summary(results, results)["last"][0]["against_sft"]
-    for key in ("difference", "ci95", "error_reduction", "p"):
-        assert twice[key] == pytest.approx(summary(results)["last"][0]["against_sft"][key])
+    code, _ = run(monkeypatch, capsys, "--table", results, "--table", results)
+    assert code.startswith(f"error: {results} and {results} hold arms on one SFT adapter. Each folder of a table needs")
     write(second, "sft", {"sft": "00001111"}, questions="changed")
-    for name in ("default-seed2", "random-seed1", "alone-seed2"):
+    for name in ("default-seed0", "default-seed2", "random-seed1", "alone-seed2"):
         (second / f"{name}.json").unlink()
     code, _ = run(monkeypatch, capsys, "--table", results, second)
     assert code.startswith(f"error: {second} is about other questions (hash changed, n = 8) than {results} (hash hash, n = 8)")
