@@ -154,8 +154,8 @@ def summary(*folders: Path) -> dict:
     with the SFT adapter it started from, and `default` with another arm on the seeds that both have of the same adapter. `sft`
     has means over the adapters, `accuracies` of each, and where there is one alone its interval ci95.
 
-    Each arm: arm, seeds and `folders` (of each seed, its place in `results`), means over its seeds of MEASURES, `accuracies` of each seed, pairs, steps (None where a seed does
-    not tell) and chosen_logp_change (nats a token, mean of the seeds that tell) of the adapter that is measured, `against_sft`,
+    Each arm: arm, seeds and `folders` (of each seed, its place in `results`), means over its seeds of MEASURES, `accuracies` of
+    each seed, pairs, steps (None where a seed does not tell) and chosen_logp_change (nats a token, mean of the seeds that tell) of the adapter that is measured, `against_sft`,
     and, but for `default`, `default_against`: how much better `default` is, on the seeds that both have (None where there is
     none).
 
@@ -163,13 +163,12 @@ def summary(*folders: Path) -> dict:
     """
     read = [read_results(folder) for folder in folders]
     adapters, first = [sft["models"]["sft"] for sft, _ in read], read[0][0]
+    started_from: dict[str, Path] = {}
     for folder, (sft, _) in zip(folders, read, strict=True):
         if sft["questions"] != first["questions"]:
             raise ValueError(f"{folder} is about other questions (hash {sft['questions']}, n = {sft['n']}) than {folders[0]} (hash "
                              f"{first['questions']}, n = {first['n']}). One table needs folders that were measured on the same "
                              "questions. Measure one of them on the other's (--set results=FOLDER measure.data=... measure.limit=...).")
-    started_from: dict[str, Path] = {}
-    for folder, (sft, _) in zip(folders, read, strict=True):
         adapter = json.dumps(sft.get("identity", {}).get("sft") or sft["models"]["sft"]["right"])
         if adapter in started_from:
             raise ValueError(f"{started_from[adapter]} and {folder} hold arms on one SFT adapter. Each folder of a table needs an "
@@ -276,15 +275,15 @@ def explanation(table: dict) -> str:
               "never much below SFT's: report it on other questions." if table["data"] == "dev" else "")
     low, high = sft["ci95"] or (min(sft["accuracies"]), max(sft["accuracies"]))
     several = "" if sft["ci95"] else f", mean of {len(sft['accuracies'])} adapters (lowest to highest)"
-    own = "" if sft["ci95"] else (" Against SFT: each seed against the adapter it started from, so that an arm on some of the adapters "
-                                  "is not compared with their mean.")
+    own = "" if sft["ci95"] else (" Against SFT: each seed against the adapter it started from, so that an arm on some of the "
+                                  "adapters is not compared with their mean.")
     return (f"SFT{several}: {text.percent(sft['execution_accuracy'])} ({100 * low:.1f} to {100 * high:.1f}) of "
             f"{table['n']} questions, valid SQL {text.percent(sft['valid_sql'])}, EOS {text.percent(sft['ended_with_eos'])}, "
             f"{sft['mean_tokens']:.1f} tokens. Accuracy: mean over seeds (lowest to highest). Intervals are 95 %, paired over "
             "the questions; (-): no question changed, so that drawing questions gives none. p, one seed: McNemar's exact test; "
             "more seeds: paired permutation (sign flip) over questions, each scored by its mean over seeds. \"Default better "
-            "by\": points, on the seeds that both arms have of the same adapter. Steps: to the adapter that was measured. Chosen logp: change from "
-            "the first step to that one, nats a token, on the guards' pairs." + own + chosen)
+            "by\": points, on the seeds that both arms have of the same adapter. Steps: to the adapter that was measured. Chosen "
+            "logp: change from the first step to that one, nats a token, on the guards' pairs." + own + chosen)
 
 
 def markdown(table: dict) -> str:

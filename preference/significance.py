@@ -100,8 +100,9 @@ def sign_flip_p(before: Sequence[Sequence[bool]], after: Sequence[Sequence[bool]
     `before[k][i]` says whether the model of seed k was right on question i. A question's difference is the mean score of one
     arm less that of the other. Were the arms equally good, it could as well have had the other sign: p is the share of all
     choices of signs with a sum at least as far from 0 as the one observed, counted exactly. With one seed each it is McNemar's
-    exact p. Signs are free to change where both arms have as many seeds, each a model of its own; where one
-    model stands against several seeds, once or as a copy for each, it is an approximation, good from some hundred questions on (1,200: 5.0 % of true nulls below 0.05).
+    exact p. Signs are free to change where both arms have as many seeds, each a model of its own; where one model stands against
+    several seeds, once or as a copy for each, it is an approximation, good from some hundred questions on (1,200: 5.0 % of true
+    nulls below 0.05).
 
     Example: before [[0, 0, 0]], after [[1, 1, 0], [1, 0, 0]]: differences 1, 1/2, 0. Of the sums ±1 ± 1/2 two, 3/2 and -3/2,
     are as far from 0 as 3/2, so p is 2/4.
