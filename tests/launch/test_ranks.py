@@ -1,4 +1,4 @@
-"""However many ranks and machines, and under every ZeRO stage: the same candidates, losses and adapter."""
+"""However many ranks and machines, and under every ZeRO stage: the same candidates, losses and adapters."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ WAYS = {
 }
 
 
-def training(run: Path) -> dict:
-    return json.loads((run / "round-1" / "dpo" / "training.json").read_text(encoding="utf-8"))
+def training(run: Path, stage: str = "round-1/dpo") -> dict:
+    return json.loads((run / stage / "training.json").read_text(encoding="utf-8"))
 
 
-def losses(run: Path) -> list[float]:
-    return [float(entry["loss"]) for entry in training(run)["log"] if "loss" in entry]
+def losses(run: Path, stage: str = "round-1/dpo") -> list[float]:
+    return [float(entry["loss"]) for entry in training(run, stage)["log"] if "loss" in entry]
 
 
 @pytest.mark.launch
@@ -89,6 +89,17 @@ def test_ranks_and_zero_stages_give_the_losses_and_the_adapter_of_the_plain_run(
     found = adapter_logits(run / "round-1" / "dpo")
     assert (found - wanted).abs().max() < 1e-4
     assert (found - adapter_logits(run / "sft")).abs().max() > 1e-2, "stage two trained nothing"
+
+
+@pytest.mark.launch
+def test_stage_one_on_two_ranks_gives_losses_and_adapter_of_one(start, sft_settings, finished_run, adapter_logits, tmp_path):
+    run = tmp_path / "run"
+    output = start("sft/run.py", run, sft_settings, launcher=["--config_file", "launch/cpu-2-ranks.yaml"], cores=2).finish()
+    assert {int(found) for found in re.findall(r"(\d+) rank\(s\)", output)} == {2}
+    plain = losses(finished_run, "sft")
+    assert len(plain) > 20 and plain[0] - plain[-1] > 1
+    assert losses(run, "sft") == pytest.approx(plain, abs=1e-3)
+    assert (adapter_logits(run / "sft") - adapter_logits(finished_run / "sft")).abs().max() < 1e-3
 
 
 @pytest.mark.launch
