@@ -1,7 +1,7 @@
 """Run control arms of stage two on one SFT adapter, and compare them on the same questions.
 
     python preference/ablate.py [--config FILE] [--set key=value ...] [--arms NAME ...] [--jobs N]
-    python preference/ablate.py --table tests/results/embedded [FOLDER ...] [--json | --markdown]
+    python preference/ablate.py --table tests/results/embedded [FOLDER ...] [--against ARM] [--json | --markdown]
 
 Each arm and seed of configs/ablation.yaml is trained in a run folder of its own by the stages' own commands, measured by
 greedy execution accuracy, and leaves one small JSON file; what has its file is not run again, and an interrupted set goes on
@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="run anew the arms whose result has other settings")
     parser.add_argument("--table", type=Path, action="extend", nargs="+", metavar="FOLDER",
                         help="only show the table of a folder of results, or of several, each with arms on an SFT adapter of its own")
+    parser.add_argument("--against", default="default", metavar="ARM", help="arm that the table compares others with (default: default)")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="the table as JSON, with every interval and p value")
     form.add_argument("--markdown", action="store_true", help="the table as Markdown")
@@ -35,7 +36,7 @@ def main() -> None:
 
     try:
         folders = arguments.table or [run_arms(arguments)]
-        table = arm_results.summary(*folders)
+        table = arm_results.summary(*folders, against=arguments.against)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     if arguments.json:

@@ -147,19 +147,20 @@ def compared(before: Sequence[str], after: Sequence[str]) -> dict:
     return found | {"test": "paired permutation (sign flip)", "p": sign_flip_p(old, new)}
 
 
-def summary(*folders: Path) -> dict:
-    """The whole table as JSON: {results, data, n, questions, sft, last: [arm, ...], published: [arm, ...]}.
+def summary(*folders: Path, against: str = "default") -> dict:
+    """The whole table as JSON: {results, data, n, questions, against, sft, last: [arm, ...], published: [arm, ...]}.
 
     `results` lists the folders. Several hold arms on different SFT adapters, asked the same questions: each seed is compared
-    with the SFT adapter it started from, and `default` with another arm on the seeds that both have of the same adapter. `sft`
+    with the SFT adapter it started from, and the arm `against` with another on the seeds that both have of the same adapter. `sft`
     has means over the adapters, `accuracies` of each, and where there is one alone its interval ci95.
 
     Each arm: arm, seeds and `folders` (of each seed, its place in `results`), means over its seeds of MEASURES, `accuracies` of
     each seed, pairs, steps (None where a seed does not tell) and chosen_logp_change (nats a token, mean of the seeds that tell) of the adapter that is measured, `against_sft`,
-    and, but for `default`, `default_against`: how much better `default` is, on the seeds that both have (None where there is
-    none).
+    and, but for the arm `against` itself, `behind`: how much better that arm is, on the seeds that both have (None where there
+    is none).
 
-    Raises ValueError as `read_results` does, and where folders are about different questions or hold arms on one adapter.
+    Raises ValueError as `read_results` does, where folders are about different questions or hold arms on one adapter, and
+    where no folder has the arm `against` (without `default` the table only lacks that column).
     """
     read = [read_results(folder) for folder in folders]
     adapters, first = [sft["models"]["sft"] for sft, _ in read], read[0][0]
@@ -178,10 +179,13 @@ def summary(*folders: Path) -> dict:
     for place, (_, found) in enumerate(read):
         for arm, seeds in found.items():
             arms.setdefault(arm, {}).update({(place, seed): result for seed, result in sorted(seeds.items())})
-    arms = dict(sorted(arms.items(), key=default_first))
+    if against != "default" and against not in arms:
+        raise ValueError(f"found no arm {against!r} to compare others with. These folders have {', '.join(arms) or 'none'}. "
+                         "Choose one of those (--against ARM).")
+    arms = dict(sorted(arms.items(), key=lambda item: (item[0] != against, default_first(item))))
     alone = list(wilson_interval(adapters[0]["right"].count("1"), first["n"])) if len(adapters) == 1 else None
     table = {"results": list(map(str, folders)), "data": first["data"], "n": first["n"], "questions": first["questions"],
-             "sft": {key: mean([adapter[key] for adapter in adapters]) for key in MEASURES}
+             "against": against, "sft": {key: mean([adapter[key] for adapter in adapters]) for key in MEASURES}
              | {"accuracies": [adapter["execution_accuracy"] for adapter in adapters], "ci95": alone}}
     for state in STATES:
         rows = []
@@ -197,11 +201,11 @@ def summary(*folders: Path) -> dict:
                    "chosen_logp_change": mean(changes) if changes else None,
                    "against_sft": compared([adapters[place]["right"] for place, _ in models],
                                            [model["right"] for model in models.values()])}
-            if arm != "default" and "default" in arms:
-                common = [key for key in models if key in arms["default"]]
-                row["default_against"] = compared(
+            if arm != against and against in arms:
+                common = [key for key in models if key in arms[against]]
+                row["behind"] = compared(
                     [models[key]["right"] for key in common],
-                    [arms["default"][key]["models"][state]["right"] for key in common],
+                    [arms[against][key]["models"][state]["right"] for key in common],
                 ) | {"seeds": [seed for _, seed in common], "folders": [place for place, _ in common]} if common else None
             rows.append(row)
         table[state] = rows
@@ -237,8 +241,13 @@ def mean(values: Sequence[float]) -> float:
 
 # --------------------------------------------------------------------- showing them
 
-HEADINGS = ("Arm", "Seeds", "Accuracy", "Against SFT, points", "Error reduction", "p", "Default better by", "p", "Valid SQL",
+HEADINGS = ("Arm", "Seeds", "Accuracy", "Against SFT, points", "Error reduction", "p", "{} better by", "p", "Valid SQL",
             "EOS", "Tokens", "Steps", "Chosen logp")
+
+
+def headings(table: dict) -> list[str]:
+    """HEADINGS with the name of the arm that others are compared with."""
+    return [heading.format(table["against"]) for heading in HEADINGS]
 
 
 def interval(value: float | None, ends: Sequence[float] | None, unit: str = "") -> str:
@@ -252,14 +261,14 @@ def interval(value: float | None, ends: Sequence[float] | None, unit: str = "") 
 
 def cells(row: dict) -> list[str]:
     """A row of the table as text, in the order of HEADINGS."""
-    against, default = row["against_sft"], row.get("default_against")
+    against, behind = row["against_sft"], row.get("behind")
     accuracy = text.percent(row["execution_accuracy"])
     if len(row["seeds"]) > 1:
         accuracy += f" ({100 * min(row['accuracies']):.1f} to {100 * max(row['accuracies']):.1f})"
     change = row["chosen_logp_change"]
     return [row["arm"], ", ".join(map(str, row["seeds"])), accuracy, interval(against["difference"], against["ci95"]),
             interval(against["error_reduction"], against["error_reduction_ci95"], " %"), short_p(against["p"]),
-            *(("-", "-") if default is None else (interval(default["difference"], default["ci95"]), short_p(default["p"]))),
+            *(("-", "-") if behind is None else (interval(behind["difference"], behind["ci95"]), short_p(behind["p"]))),
             text.percent(row["valid_sql"]), text.percent(row["ended_with_eos"]), f"{row['mean_tokens']:.1f}",
             "-" if row["steps"] is None else f"{row['steps']:g}", "-" if change is None else f"{change:+.3f}"]
 
@@ -281,8 +290,8 @@ def explanation(table: dict) -> str:
             f"{table['n']} questions, valid SQL {text.percent(sft['valid_sql'])}, EOS {text.percent(sft['ended_with_eos'])}, "
             f"{sft['mean_tokens']:.1f} tokens. Accuracy: mean over seeds (lowest to highest). Intervals are 95 %, paired over "
             "the questions; (-): no question changed, so that drawing questions gives none. p, one seed: McNemar's exact test; "
-            "more seeds: paired permutation (sign flip) over questions, each scored by its mean over seeds. \"Default better "
-            "by\": points, on the seeds that both arms have of the same adapter. Steps: to the adapter that was measured. Chosen "
+            "more seeds: paired permutation (sign flip) over questions, each scored by its mean over seeds. "
+            f"\"{headings(table)[6]}\": points, on the seeds that both arms have of the same adapter. Steps: to the adapter that was measured. Chosen "
             "logp: change from the first step to that one, nats a token, on the guards' pairs." + own + chosen)
 
 
@@ -290,7 +299,7 @@ def markdown(table: dict) -> str:
     """The table for a Markdown file."""
     lines = []
     for state, title in STATES.items():
-        lines += [f"**{title}** ({table['data']}, n = {table['n']})", "", "| " + " | ".join(HEADINGS) + " |",
+        lines += [f"**{title}** ({table['data']}, n = {table['n']})", "", "| " + " | ".join(headings(table)) + " |",
                   "|" + "---|" * len(HEADINGS), *("| " + " | ".join(cells(row)) + " |" for row in table[state]), ""]
     return "\n".join([*lines, explanation(table)])
 
@@ -304,7 +313,7 @@ def print_table(table: dict) -> None:
             shown = Table(title=Text(f"{title}{part}: {table['data']}, n = {table['n']}"), title_justify="left",
                           title_style="bold", box=SIMPLE)
             for place in places:
-                shown.add_column(HEADINGS[place], justify="left" if place < 2 else "right", overflow="fold")
+                shown.add_column(headings(table)[place], justify="left" if place < 2 else "right", overflow="fold")
             for row in table[state]:
                 shown.add_row(*(Text(cells(row)[place]) for place in places))
             console.print(shown)

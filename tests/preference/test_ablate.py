@@ -651,7 +651,7 @@ def test_the_table_by_hand(results):
     assert (against["test"], against["gained"], against["lost"], against["p"]) == ("McNemar", 0, 1, 1.0)
     assert against["error_reduction"] == pytest.approx(-1 / 6)
     # On seed 0, the one that both have, default is right on three more and wrong on none: p = 2 / 2³.
-    better = random["default_against"]
+    better = random["behind"]
     assert (better["seeds"], better["difference"], better["p"]) == ([0], 0.375, 0.25)
     published = table["published"]
     assert published[0]["accuracies"] == [0.5, 0.25] and published[1]["against_sft"]["p"] == 1.0
@@ -679,8 +679,8 @@ def test_arms_on_several_adapters_are_each_compared_with_their_own(results, tmp_
     assert default["against_sft"]["p"] == 0.25
     assert default["folders"] == [0, 0, 1] and table["results"] == [str(results), str(second)] and table["sft"]["ci95"] is None
     # Seed 1 of random stands in the second folder, where default has seed 2 alone: only seed 0 is common.
-    assert random["seeds"] == [0, 1] and random["default_against"]["seeds"] == [0]
-    assert (alone["default_against"]["seeds"], alone["default_against"]["difference"]) == ([2], -1 / 8)
+    assert random["seeds"] == [0, 1] and random["behind"]["seeds"] == [0]
+    assert (alone["behind"]["seeds"], alone["behind"]["difference"]) == ([2], -1 / 8)
     # A seed that both folders have counts twice, each time with its own adapter.
     write(second, "default-seed0", dict.fromkeys(("last", "published"), "00000111"))
     default = summary(results, second)["last"][0]
@@ -771,10 +771,23 @@ def test_the_table_says_where_what_is_published_was_chosen_on_the_questions_it_i
 def test_an_arm_alone_and_one_without_a_common_seed(results):
     for seed in (0, 1):
         (results / f"default-seed{seed}.json").unlink()
-    assert "default_against" not in summary(results)["last"][0]
+    assert "behind" not in summary(results)["last"][0]
     write(results, "default-seed5", {"last": "11000000", "published": "11000000"})
-    assert summary(results)["last"][1]["default_against"] is None
+    assert summary(results)["last"][1]["behind"] is None
     assert "| - | - |" in markdown(summary(results))
+
+
+def test_another_arm_to_compare_with(results, monkeypatch, capsys):
+    table = summary(results, against="random")
+    random, default = table["last"]
+    assert (random["arm"], default["arm"], "behind" in random) == ("random", "default", False)
+    # On seed 0 random has one right and default four, that one among them.
+    assert (default["behind"]["seeds"], default["behind"]["difference"], default["behind"]["lost"]) == ([0], -0.375, 3)
+    code, printed = run(monkeypatch, capsys, "--table", results, "--against", "random", "--markdown")
+    assert code is None and "| p | random better by | p |" in printed and "| -37.5 (-" in printed
+    code, printed = run(monkeypatch, capsys, "--table", results, "--against", "randum")
+    assert str(code) == ("error: found no arm 'randum' to compare others with. These folders have default, random. "
+                         "Choose one of those (--against ARM).")
 
 
 def test_several_seeds_against_several():
