@@ -27,11 +27,14 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="run anew the arms whose result has other settings")
     parser.add_argument("--table", type=Path, action="extend", nargs="+", metavar="FOLDER",
                         help="only show the table of a folder of results, or of several, each with arms on an SFT adapter of its own")
-    parser.add_argument("--against", default="default", metavar="ARM", help="arm that the table compares others with (default: default)")
+    parser.add_argument("--against", metavar="ARM", help="with --table: the arm that is compared with each other one; a positive "
+                        "difference is to its advantage (default: default)")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="the table as JSON, with every interval and p value")
     form.add_argument("--markdown", action="store_true", help="the table as Markdown")
     arguments = parser.parse_args()
+    if arguments.against and not arguments.table:
+        parser.error("--against changes a table alone: run the arms without it, then --table FOLDER --against ARM")
     from preference import arm_results
 
     try:

@@ -89,12 +89,7 @@ def read_results(folder: Path) -> tuple[dict, dict[str, dict[int, dict]]]:
                              "arm and seed. Move the one away that is not to count.")
         files[arm, seed] = path
         arms.setdefault(arm, {})[seed] = result
-    return sft, dict(sorted(arms.items(), key=default_first))
-
-
-def default_first(item: tuple[str, Any]) -> tuple[bool, str]:
-    """Sorts arms by name, `default` first."""
-    return item[0] != "default", item[0]
+    return sft, dict(sorted(arms.items(), key=lambda item: (item[0] != "default", item[0])))
 
 
 def read_result(path: Path, states: Sequence[str]) -> dict:
@@ -147,7 +142,7 @@ def compared(before: Sequence[str], after: Sequence[str]) -> dict:
     return found | {"test": "paired permutation (sign flip)", "p": sign_flip_p(old, new)}
 
 
-def summary(*folders: Path, against: str = "default") -> dict:
+def summary(*folders: Path, against: str | None = None) -> dict:
     """The whole table as JSON: {results, data, n, questions, against, sft, last: [arm, ...], published: [arm, ...]}.
 
     `results` lists the folders. Several hold arms on different SFT adapters, asked the same questions: each seed is compared
@@ -160,7 +155,7 @@ def summary(*folders: Path, against: str = "default") -> dict:
     is none).
 
     Raises ValueError as `read_results` does, where folders are about different questions or hold arms on one adapter, and
-    where no folder has the arm `against` (without `default` the table only lacks that column).
+    where no folder has the arm `against`. None is `default`, without which the table only lacks that column.
     """
     read = [read_results(folder) for folder in folders]
     adapters, first = [sft["models"]["sft"] for sft, _ in read], read[0][0]
@@ -179,10 +174,11 @@ def summary(*folders: Path, against: str = "default") -> dict:
     for place, (_, found) in enumerate(read):
         for arm, seeds in found.items():
             arms.setdefault(arm, {}).update({(place, seed): result for seed, result in sorted(seeds.items())})
-    if against != "default" and against not in arms:
+    if against not in (None, *arms):
         raise ValueError(f"found no arm {against!r} to compare others with. These folders have {', '.join(arms) or 'none'}. "
                          "Choose one of those (--against ARM).")
-    arms = dict(sorted(arms.items(), key=lambda item: (item[0] != against, default_first(item))))
+    against = against or "default"
+    arms = dict(sorted(arms.items(), key=lambda item: (item[0] != against, item[0] != "default", item[0])))
     alone = list(wilson_interval(adapters[0]["right"].count("1"), first["n"])) if len(adapters) == 1 else None
     table = {"results": list(map(str, folders)), "data": first["data"], "n": first["n"], "questions": first["questions"],
              "against": against, "sft": {key: mean([adapter[key] for adapter in adapters]) for key in MEASURES}

@@ -99,6 +99,7 @@ def test_stage_one_on_two_ranks_gives_losses_and_adapter_of_one(start, sft_setti
     plain = losses(finished_run, "sft")
     assert len(plain) > 20 and plain[0] - plain[-1] > 1
     assert losses(run, "sft") == pytest.approx(plain, abs=1e-3)
+    assert training(run, "sft")["best_step"] == training(finished_run, "sft")["best_step"]
     assert (adapter_logits(run / "sft") - adapter_logits(finished_run / "sft")).abs().max() < 1e-3
 
 

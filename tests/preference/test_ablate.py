@@ -189,7 +189,9 @@ def test_the_projects_own_list_is_valid_and_every_key_has_a_comment():
     # Under either configuration one arm is without the balance of structure, and no arm is another once more.
     for other in ("dpo.yaml", "dpo-create-context.yaml"):
         config.config = str(PROJECT / "configs" / other)
-        found = {run.arm: run.config.pairs.balance_structure for run in arms.planned(config)}
+        planned = arms.planned(config)
+        assert len(arms.chosen(planned, None)) == len(planned) and {run.config.rounds for run in planned} == {1}
+        found = {run.arm: run.config.pairs.balance_structure for run in planned}
         assert [arm for arm, balanced in found.items() if not balanced] == ["unbalanced"]
     # One sampling a seed serves all arms.
     assert {arms.sampler_of(run, runs).name for run in runs} == {"default-seed0", "default-seed1", "default-seed2"}
@@ -788,6 +790,23 @@ def test_another_arm_to_compare_with(results, monkeypatch, capsys):
     code, printed = run(monkeypatch, capsys, "--table", results, "--against", "randum")
     assert str(code) == ("error: found no arm 'randum' to compare others with. These folders have default, random. "
                          "Choose one of those (--against ARM).")
+    code, _ = run(monkeypatch, capsys, "--against", "random")
+    assert code == 2, "nothing is trained for a table that was asked for wrongly"
+    # Over two adapters, on the seeds and adapters that both have: random less default is -3/8 and -1/8.
+    second = results / "second"
+    write(second, "sft", {"sft": "00001111"})
+    write(second, "default-seed2", dict.fromkeys(("last", "published"), "00011111"))
+    write(second, "random-seed2", dict.fromkeys(("last", "published"), "00001111"))
+    random, default = summary(results, second, against="random")["last"]
+    assert (default["seeds"], default["behind"]["seeds"], default["behind"]["folders"]) == ([0, 1, 2], [0, 2], [0, 1])
+    assert default["behind"]["difference"] == pytest.approx(-2 / 8)
+    code, printed = run(monkeypatch, capsys, "--table", results, second, "--against", "random")
+    assert code is None and '"random better by": points' in " ".join(printed.split())
+    (results / "default-seed0.json").unlink()
+    (results / "default-seed1.json").unlink()
+    with pytest.raises(ValueError, match="found no arm 'default'"):
+        summary(results, against="default")
+    assert [row["arm"] for row in summary(results)["last"]] == ["random"]
 
 
 def test_several_seeds_against_several():
