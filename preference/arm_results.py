@@ -287,8 +287,8 @@ def explanation(table: dict) -> str:
             f"{sft['mean_tokens']:.1f} tokens. Accuracy: mean over seeds (lowest to highest). Intervals are 95 %, paired over "
             "the questions; (-): no question changed, so that drawing questions gives none. p, one seed: McNemar's exact test; "
             "more seeds: paired permutation (sign flip) over questions, each scored by its mean over seeds. "
-            f"\"{headings(table)[6]}\": points, on the seeds that both arms have of the same adapter. Steps: to the adapter that was measured. Chosen "
-            "logp: change from the first step to that one, nats a token, on the guards' pairs." + own + chosen)
+            f"\"{table['against']} better by\": points, on the seeds that both arms have of the same adapter. Steps: to the adapter "
+            "that was measured. Chosen logp: change from the first step to that one, nats a token, on the guards' pairs." + own + chosen)
 
 
 def markdown(table: dict) -> str:
