@@ -127,12 +127,6 @@ def choose_pairs(correct: list[dict], wrong: list[dict], *, strategy: str, per_q
     return taken
 
 
-def logp_lead(pair: dict) -> float:
-    """By how many nats the sampler gives the chosen query more than the rejected one, each as a whole; -inf where that is unknown."""
-    lead = logp_of({"logp_sum": pair["chosen_logp_sum"]}) - logp_of({"logp_sum": pair["rejected_logp_sum"]})
-    return lead if math.isfinite(lead) else -math.inf
-
-
 def is_graded(pair: dict) -> bool:
     """Whether both sides of a pair are wrong by its making: see `graded` of `build_pairs`. A control's name comes after it."""
     return "-graded" in (pair.get("strategy") or "")
@@ -178,7 +172,6 @@ def _why_none(rows: list[dict], gold_serves: bool) -> tuple[str, str]:
 def build_pairs(examples: list[dict], candidates: list[dict], verdicts: list[dict], *, strategy: str, per_question: int,
                 schema_style: str, seed: int, chosen: str = "sample", graded: bool = False, balance_lengths: bool = False,
                 balance_structure: bool = False, weights: str = "none", min_kill_score: float = 0.0,
-                max_logp_lead: float | None = None,
                 vouched: Callable[[dict], bool] = lambda pair: False) -> tuple[list[dict], list[dict]]:
     """(pairs, dropped): rows of PAIRS_SCHEMA and DROPPED_SCHEMA, in the order of the examples, which decides nothing else.
 
@@ -193,10 +186,8 @@ def build_pairs(examples: list[dict], candidates: list[dict], verdicts: list[dic
     margin: how much more wrong the rejected side is than the chosen one (`preference.margins`).
 
     Questions whose kill score is below min_kill_score give no pair; one without a score (gold has no mutant that runs)
-    stays, and weighs 1. max_logp_lead, nats: pairs that the sampler already orders right by more, by the log-probabilities of
-    the whole queries, are left out, and counted as already_ordered; those of which a log-probability is unknown stay, so all with gold.
-    vouched: whether people prefer a side of a pair. Such a pair does not rest on the executor's word: it stays whatever the
-    kill score and the lead, and weighs 1.
+    stays, and weighs 1. vouched: whether people prefer a side of a pair. Such a pair does not rest on the executor's word:
+    it stays whatever the kill score, and weighs 1.
     """
     samples = judged_samples(candidates, verdicts)
     lead = 0 if balance_lengths else None
@@ -226,14 +217,11 @@ def build_pairs(examples: list[dict], candidates: list[dict], verdicts: list[dic
             continue
         prompt, score = render(example, schema_style), rows[0]["kill_score"]
         weak = score is not None and score < min_kill_score
-        kept = ordered = 0
+        kept = 0
         for pair, name in named:
             row = _pair(example, prompt, *pair, strategy=name, seed=seed)
             trusted = vouched(row)
             if weak and not trusted:
-                continue
-            if max_logp_lead is not None and logp_lead(row) > max_logp_lead and not trusted:
-                ordered += 1
                 continue
             if weights == "kill_score" and score is not None and not trusted:
                 row["weight"] = score
@@ -241,10 +229,7 @@ def build_pairs(examples: list[dict], candidates: list[dict], verdicts: list[dic
             lead = None if lead is None else lead + longer_by(pair)
             pairs.append(row)
             trust.append(trusted)
-        if ordered:
-            dropped.append({"example_id": example["example_id"], "reason": "already_ordered",
-                            "detail": f"the chosen query leads by more than {max_logp_lead} nats: {ordered} of {len(named)} pairs"})
-        elif kept < len(named):
+        if kept < len(named):
             dropped.append({"example_id": example["example_id"], "reason": "low_kill_score",
                             "detail": f"{score} is below {min_kill_score}: {len(named) - kept} of {len(named)} pairs"})
     if balance_structure:

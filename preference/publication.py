@@ -45,8 +45,7 @@ def say_without_pairs(folder: Path, number: int) -> None:
     message = (f"round {number} has no pairs: {place / 'pairs.parquet'} is empty ({why_dropped([], dropped)}). A pair needs a "
                "correct and a wrong query of one question. Sample more questions, more often or at another temperature "
                "(sample.questions, samples, most_samples, temperature, with --overwrite).")
-    for reason, key in (("unbalanced", "pairs.balance_structure=false"), ("low_kill_score", "a lower pairs.min_kill_score"),
-                        ("already_ordered", "a higher pairs.max_logp_lead")):
+    for reason, key in (("unbalanced", "pairs.balance_structure=false"), ("low_kill_score", "a lower pairs.min_kill_score")):
         if any(row["reason"] == reason for row in dropped):
             message += f" Pairs that there were are left out as {reason}: {key} keeps them."
     if number == 1:

@@ -111,7 +111,6 @@ class Pairs(Section):
     balance_structure: bool
     weights: Literal["none", "kill_score"]
     min_kill_score: Share
-    max_logp_lead: float | None
     control: Literal["none", "flipped", "shuffled-rejected", "random-sides"]
 
 
@@ -304,8 +303,9 @@ def read_configuration(model: type[Section], path: Path, settings: list[str]) ->
     except ValidationError as error:
         known = _keys(model)
         lines = sorted({_message(item, known) for item in error.errors()})
-        raise ValueError(f"{path}" + (" with --set" if settings else "") + f" has {len(lines)} mistake(s):\n  "
-                         + "\n  ".join(lines)) from None
+        raise ValueError(
+            f"{path}" + (" with --set" if settings else "") + f" has {len(lines)} mistake(s):\n  " + "\n  ".join(lines)
+        ) from None
 
 
 def stage_arguments(description: str, default: str) -> argparse.ArgumentParser:

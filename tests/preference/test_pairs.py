@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preference.balance import lead, skeleton, structure, surplus
-from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA, build_pairs, choose_pairs, edit_distance, logp_lead, why_dropped
+from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA, build_pairs, choose_pairs, edit_distance, why_dropped
 from reward.queries import canonical_sql
 from sft.artefacts import read_parquet, write_parquet
 
@@ -504,27 +504,6 @@ def test_a_low_kill_score_gives_no_pair_and_is_counted():
     assert {pair["weight"] for pair in build_pairs(examples, candidates, verdicts, **BUILD)[0]} == {1.0}
 
 
-def test_a_pair_that_the_sampler_orders_right_by_more_than_max_logp_lead_is_left_out_and_counted():
-    leads = {"ahead": (-1.0, -3.5), "just": (-1.0, -3.0), "behind": (-9.0, -1.0), "unknown": (-1.0, None), "neither": (None, None)}
-    found = [sampled((RIGHT, "correct", chosen, True), (NEAR, "wrong", rejected, True), example_id=name)
-             for name, (chosen, rejected) in leads.items()]
-    found.append(sampled((NEAR, "wrong", -5.0, True), example_id="gold"))
-    candidates, verdicts = (sum(parts, []) for parts in zip(*found, strict=True))
-    examples = [example(name) for name in (*leads, "gold")]
-    options = BUILD | {"chosen": "sample-or-gold", "strategy": "hardest"}
-    pairs, dropped = build_pairs(examples, candidates, verdicts, **options, max_logp_lead=2.0)
-    assert [pair["example_id"] for pair in pairs] == ["just", "behind", "unknown", "neither", "gold"]
-    assert dropped == [{"example_id": "ahead", "reason": "already_ordered",
-                        "detail": "the chosen query leads by more than 2.0 nats: 1 of 1 pairs"}]
-    pairs, _ = build_pairs(examples, candidates, verdicts, **options, max_logp_lead=-8.0)
-    assert [pair["example_id"] for pair in pairs] == ["behind", "unknown", "neither", "gold"]
-    pairs, dropped = build_pairs(examples, candidates, verdicts, **options, max_logp_lead=-8.0,
-                                 vouched=lambda pair: pair["example_id"] == "ahead")
-    assert [pair["example_id"] for pair in pairs] == ["ahead", "behind", "unknown", "neither", "gold"]
-    assert [row["example_id"] for row in dropped] == ["just"]
-    assert len(build_pairs(examples, candidates, verdicts, **options)[0]) == 6
-
-
 def test_a_pair_that_people_vouch_for_stays_whatever_the_kill_score():
     candidates, verdicts = sampled((RIGHT, "correct", -1.0, True), (NEAR, "wrong", -1.0, True),
                                    (FAR, "wrong", -1.0, True), kill_score=0.4)
@@ -668,8 +647,7 @@ OPTIONS = st.fixed_dictionaries({
     "strategy": st.sampled_from(["nearest", "farthest", "random", "hardest"]), "per_question": st.integers(1, 3),
     "chosen": st.sampled_from(["sample", "gold", "sample-or-gold"]), "graded": st.booleans(),
     "balance_lengths": st.booleans(), "balance_structure": st.booleans(), "weights": st.sampled_from(["none", "kill_score"]),
-    "min_kill_score": st.sampled_from([0.0, 0.5]), "max_logp_lead": st.sampled_from([None, 0.0]), "seed": st.integers(0, 3),
-    "schema_style": st.just("compact"),
+    "min_kill_score": st.sampled_from([0.0, 0.5]), "seed": st.integers(0, 3), "schema_style": st.just("compact"),
 })
 
 
@@ -688,13 +666,12 @@ def test_what_holds_for_all_samples_and_options(rows, options, chance):
         assert options["chosen"] != "sample" or not pair["gold_fallback"]
         assert 0 < pair["margin"] <= 1 and 0 < pair["weight"] <= 1
         assert pair["kill_score"] is None or pair["kill_score"] >= options["min_kill_score"]
-        assert options["max_logp_lead"] is None or logp_lead(pair) <= options["max_logp_lead"]
     for name in {row["example_id"] for row in candidates}:
         mine = [canonical_sql(pair["rejected_sql"]) for pair in pairs if pair["example_id"] == name]
         assert len(mine) <= options["per_question"] and len(set(mine)) == len(mine)
         # A question gives pairs or a reason why not.
         reasons = [row["reason"] for row in dropped if row["example_id"] == name]
-        assert reasons if not mine else set(reasons) <= {"unbalanced", "already_ordered"}
+        assert reasons if not mine else set(reasons) <= {"unbalanced"}
     if options["balance_structure"]:
         assert not surplus(pairs, [False] * len(pairs))
     chance.shuffle(candidates)
