@@ -182,11 +182,9 @@ class DpoTrain(Section):
                                      f"reverse_kl; found loss_type {self.loss_type}, f_divergence_type {divergence}; set {key} "
                                      f"{plain}, or loss_type [sigmoid] or [sigmoid, sft]")
         if self.shared_token_weight != 1 and losses <= {"sft"}:
-            raise ValueError(f"shared_token_weight {self.shared_token_weight} weighs the tokens of preference losses and changes "
-                             "nothing for sft alone; set it to 1.0")
+            raise ValueError(f"shared_token_weight {self.shared_token_weight} changes nothing for sft alone; set it to 1.0")
         if "hinge" in self.loss_type and self.trl.get("use_weighting"):
-            raise ValueError("trl.use_weighting weighs pairs, which the loss hinge does not allow; take it out, or choose another "
-                             "loss_type")
+            raise ValueError("trl.use_weighting weighs pairs, which the loss hinge does not allow; take it out, or change loss_type")
         alpha = self.trl.get("ld_alpha")
         if isinstance(alpha, (int, float)) and not 0 <= alpha <= 1:
             raise ValueError(f"trl.ld_alpha is {alpha}; allowed are numbers from 0 (tokens beyond the shorter side's length count "
@@ -229,6 +227,10 @@ class DpoConfig(Section):
         if "hinge" in self.train.loss_type and self.pairs.weights != "none":
             raise ValueError(f"pairs.weights {self.pairs.weights} gives pairs weights, which the loss hinge does not allow; set "
                              "pairs.weights=none, or choose another train.loss_type")
+        train = zip(self.train.loss_type, self.train.loss_weights, strict=True)
+        if self.pairs.graded and not any(share for name, share in train if name != "sft"):
+            raise ValueError("pairs.graded true adds pairs of two wrong queries, which the loss sft, here the only one, leaves out; "
+                             "set pairs.graded=false, or add a preference loss to train.loss_type")
         if self.train.label_noise == "from-labels" and self.pairs.control != "none":
             raise ValueError(f"train.label_noise from-labels needs people's labels, and nobody labels the pairs of pairs.control "
                              f"{self.pairs.control}; set train.label_noise to the number that the run without a control printed")
@@ -301,11 +303,9 @@ def read_configuration(model: type[Section], path: Path, settings: list[str]) ->
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        known = _keys(model)
-        lines = sorted({_message(item, known) for item in error.errors()})
-        raise ValueError(
-            f"{path}" + (" with --set" if settings else "") + f" has {len(lines)} mistake(s):\n  " + "\n  ".join(lines)
-        ) from None
+        lines = sorted({_message(item, _keys(model)) for item in error.errors()})
+        raise ValueError(f"{path}" + (" with --set" if settings else "") + f" has {len(lines)} mistake(s):\n  "
+                         + "\n  ".join(lines)) from None
 
 
 def stage_arguments(description: str, default: str) -> argparse.ArgumentParser:
