@@ -229,8 +229,8 @@ class DpoConfig(Section):
                              "pairs.weights=none, or choose another train.loss_type")
         train = zip(self.train.loss_type, self.train.loss_weights, strict=True)
         if self.pairs.graded and not any(share for name, share in train if name != "sft"):
-            raise ValueError("pairs.graded true adds pairs of two wrong queries, which the loss sft, here the only one, leaves out; "
-                             "set pairs.graded=false, or add a preference loss to train.loss_type")
+            raise ValueError("pairs.graded true adds pairs of two wrong queries, which sft, here the only loss of a weight above "
+                             "0, leaves out; set pairs.graded=false, or give a preference loss of train.loss_type a weight above 0")
         if self.train.label_noise == "from-labels" and self.pairs.control != "none":
             raise ValueError(f"train.label_noise from-labels needs people's labels, and nobody labels the pairs of pairs.control "
                              f"{self.pairs.control}; set train.label_noise to the number that the run without a control printed")

@@ -291,7 +291,7 @@ def test_the_adapter_that_is_kept_is_small_and_whole(load_policy, tokenizer, pai
     (["train.loss_type=[hinge]", "train.loss_weights=[1.0]", "train.trl={use_weighting: true}"], "hinge does not allow"),
     (["train.loss_type=[hinge]", "train.loss_weights=[1.0]", "pairs.weights=kill_score"], "  pairs.weights kill_score gives"),
     (["train.loss_type=[sft]", "train.loss_weights=[1.0]", "pairs.graded=true"], "  pairs.graded true adds pairs of two wrong"),
-    (["train.loss_weights=[0.0, 1.0]", "pairs.graded=true"], "set pairs.graded=false, or add a preference loss"),
+    (["train.loss_weights=[0.0, 1.0]", "pairs.graded=true"], "set pairs.graded=false, or give a preference loss"),
     (["pairs.graded=true"], None),
     (["train.trl={ld_alpha: 1.5}"], r"\n  train: trl.ld_alpha is 1.5; allowed are numbers from 0"),
     (["train.trl={sync_ref_model: true}"], "here it is the frozen SFT adapter"),
