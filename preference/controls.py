@@ -33,9 +33,11 @@ def as_control(control: str, pairs: list[dict], dropped: list[dict], candidates:
         "flipped": lambda: [exchanged(pair) for pair in pairs],
         "shuffled-rejected": lambda: shuffled_rejected(pairs, seed),
         "random-sides": lambda: random_sides(pairs, candidates, verdicts, seed),
-    }[control]()
+    }
+    if control not in sides:
+        raise ValueError(f"control: found {control!r}. Allowed are none, {', '.join(sides)}. Choose one of them.")
     made, lost = [], []
-    for pair, row in zip(pairs, sides, strict=True):
+    for pair, row in zip(pairs, sides[control](), strict=True):
         if row is None:
             lost.append({"example_id": pair["example_id"], "reason": "no_control",
                          "detail": f"pair {pair['pair_id']}: {control}"})

@@ -162,8 +162,8 @@ def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: boo
         if pending("pairs", pairs_file, inputs) and ranks.is_main():
             found, words = (examples, read_parquet(candidates), read_parquet(verdicts)), words_hash(labels_file)
             rows, dropped = build_pairs(*found, seed=config.seed, schema_style=schema_style,
-                                        vouched=preferred_by_people(folder), **config.pairs.model_dump(exclude={"control"}))
-            rows, dropped = with_peoples_words(rows, dropped, folder, *found, schema_style)
+                                        vouched=preferred_by_people(folder), **config.pairs.model_dump(exclude={"control"}),
+                                        revised=lambda rows, dropped: with_peoples_words(rows, dropped, folder, *found, schema_style))
             rows, dropped = as_control(config.pairs.control, rows, dropped, *found[1:], seed=config.seed)
             write_parquet(place / "dropped.parquet", dropped, DROPPED_SCHEMA)
             write_parquet(pairs_file, rows, PAIRS_SCHEMA)

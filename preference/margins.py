@@ -36,20 +36,35 @@ def wrongness(verdict: str, reason: str | None, trace: str | None) -> float:
         return NO_RESULT
     if reason == "columns":
         return WRONG_COLUMNS
-    share = 0.0 if reason == "order" else share_of_rows(json.loads(trace or "{}") or {})
+    share = 0.0 if reason == "order" else share_of_rows(_read(trace))
     return round(LEAST_ROWS + (MOST_ROWS - LEAST_ROWS) * share, 4)
+
+
+def _read(trace: str | None) -> dict:
+    """A trace as the judge writes it; {} for anything else: pairs from elsewhere have texts of other kinds."""
+    try:
+        found = json.loads(trace or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def share_of_rows(trace: dict) -> float:
     """The share of gold's and the query's rows, as bags, that the other side does not have; 0 to 1.
 
-    A trace counts the rows of both sides, and shows up to three that only one of them has. Fewer than three shown are all
-    there are, and the other side's follow from the counts. Where both show three, more may differ: then all are taken to,
-    as in a trace without counts.
+    A trace counts the rows of both sides (gold_rows, rows), those that only one of them has (missing, extra), and shows up to
+    three of these. The second counts are of use where they fit the first: of a result that was cut not all rows were there.
+    Without them, fewer than three shown are all there are, and the other side's follow from the counts; where both show three,
+    more may differ: then all are taken to, as in a trace without counts.
     """
     gold, found = trace.get("gold_rows"), trace.get("rows")
+    if not isinstance(gold, int) or not isinstance(found, int) or not gold + found:
+        return 1.0
+    missing, extra = trace.get("missing"), trace.get("extra")
+    if isinstance(missing, int) and isinstance(extra, int) and extra - missing == found - gold:
+        return min(1.0, max(0.0, (missing + extra) / (gold + found)))
     missing, extra = len(trace.get("gold_only") or ()), len(trace.get("candidate_only") or ())
-    if not isinstance(gold, int) or not isinstance(found, int) or min(missing, extra) >= _SHOWN_ROWS or not gold + found:
+    if min(missing, extra) >= _SHOWN_ROWS:
         return 1.0
     if missing < _SHOWN_ROWS:
         extra = missing + found - gold

@@ -31,6 +31,9 @@ PAIRS_SCHEMA = pa.schema([
     ("prompt_hash", pa.string()), ("person_label", pa.string()),
 ])
 DROPPED_SCHEMA = pa.schema([("example_id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+STRATEGIES = ("nearest", "farthest", "random", "hardest")
+CHOSEN = ("sample", "gold", "sample-or-gold")
+WEIGHTS = ("none", "kill_score")
 # Among how many combinations, the best by the strategy, the balance of lengths may choose.
 _BALANCED_AMONG = 4
 
@@ -172,7 +175,9 @@ def _why_none(rows: list[dict], gold_serves: bool) -> tuple[str, str]:
 def build_pairs(examples: list[dict], candidates: list[dict], verdicts: list[dict], *, strategy: str, per_question: int,
                 schema_style: str, seed: int, chosen: str = "sample", graded: bool = False, balance_lengths: bool = False,
                 balance_structure: bool = False, weights: str = "none", min_kill_score: float = 0.0,
-                vouched: Callable[[dict], bool] = lambda pair: False) -> tuple[list[dict], list[dict]]:
+                vouched: Callable[[dict], bool] = lambda pair: False,
+                revised: Callable[[list[dict], list[dict]], tuple[list[dict], list[dict]]] = lambda pairs, dropped: (pairs, dropped),
+                ) -> tuple[list[dict], list[dict]]:
     """(pairs, dropped): rows of PAIRS_SCHEMA and DROPPED_SCHEMA, in the order of the examples, which decides nothing else.
 
     A pair is always `correct` against `wrong`; `unclear` and failures of the judge never become a side. Samples that
@@ -187,11 +192,19 @@ def build_pairs(examples: list[dict], candidates: list[dict], verdicts: list[dic
 
     Questions whose kill score is below min_kill_score give no pair; one without a score (gold has no mutant that runs)
     stays, and weighs 1. vouched: whether people prefer a side of a pair. Such a pair does not rest on the executor's word:
-    it stays whatever the kill score, and weighs 1.
+    it stays whatever the kill score and the balance of structure, and weighs 1. revised: what people's words make of pairs
+    and dropped rows (exchanged sides, pairs taken out or added), before the balance of structure.
+
+    Raises ValueError for a word that an option does not know, and as `judged_samples` does.
     """
+    for name, word, allowed in (("strategy", strategy, STRATEGIES), ("chosen", chosen, CHOSEN), ("weights", weights, WEIGHTS)):
+        if word not in allowed:
+            raise ValueError(f"{name}: found {word!r}. Allowed are {', '.join(allowed)}. Choose one of them.")
+    if per_question < 1:
+        raise ValueError(f"per_question: found {per_question}. Allowed is a whole number of at least 1.")
     samples = judged_samples(candidates, verdicts)
     lead = 0 if balance_lengths else None
-    pairs, trust, dropped = [], [], []
+    pairs, dropped = [], []
     for example in sorted(examples, key=lambda example: example["example_id"]):
         rows = samples.get(example["example_id"], [])
         if not rows:
@@ -228,12 +241,12 @@ def build_pairs(examples: list[dict], candidates: list[dict], verdicts: list[dic
             kept += 1
             lead = None if lead is None else lead + longer_by(pair)
             pairs.append(row)
-            trust.append(trusted)
         if kept < len(named):
             dropped.append({"example_id": example["example_id"], "reason": "low_kill_score",
                             "detail": f"{score} is below {min_kill_score}: {len(named) - kept} of {len(named)} pairs"})
+    pairs, dropped = revised(pairs, dropped)
     if balance_structure:
-        left_out = set(surplus(pairs, trust))
+        left_out = set(surplus(pairs, [pair["person_label"] is not None or vouched(pair) for pair in pairs]))
         dropped += [{"example_id": pairs[place]["example_id"], "reason": "unbalanced", "detail": " against ".join(
             " ".join(skeleton(pairs[place][f"{side}_sql"])) for side in ("chosen", "rejected"))} for place in sorted(left_out)]
         pairs = [pair for place, pair in enumerate(pairs) if place not in left_out]

@@ -4,10 +4,12 @@ is.
 
 import itertools
 import re
+import string
 
+import apsw
 import sqlglot
 from sqlglot import exp
-from sqlglot.errors import ErrorLevel, SqlglotError
+from sqlglot.errors import SqlglotError
 
 from reward.tokens import Token, tokenize, unquote
 
@@ -19,6 +21,8 @@ KEYWORDS = frozenset(
     " GROUP HAVING IN INNER INTERSECT IS ISNULL JOIN LEFT LIKE LIMIT MATCH NATURAL NOT NOTNULL NULL OFFSET ON"
     " OR ORDER OUTER REGEXP RIGHT SELECT THEN UNION USING VALUES WHEN WHERE WITH".split()
 )
+_SAME_OPERATORS = {"!=": "<>", "==": "="}
+_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)  # SQLite folds the case of ASCII letters alone
 _DATE_FUNCTIONS = ("DATE", "TIME", "DATETIME", "JULIANDAY", "UNIXEPOCH", "STRFTIME", "TIMEDIFF")
 # What could be a call of one of them, a comment before the parenthesis included.
 _DATE_CALL = re.compile(rf"(?:{'|'.join(_DATE_FUNCTIONS).lower()})[\s\ufeff]*(?:\(|/\*|--)")
@@ -51,26 +55,29 @@ def parse(sql: str) -> exp.Expression | None:
 
 
 def canonical_sql(sql: str) -> str:
-    """One text for queries that differ only in white space, case of keywords and bare names, comments or quoting of
-    names.
+    """One text for queries that differ only in white space, case of keywords and bare names, comments, quoting of
+    names, != for <> and == for =.
 
-    Two queries with the same canonical text have the same rows; the reverse is not claimed. A text that sqlglot
-    cannot read is only folded at its white space.
+    Two queries with the same canonical text have the same rows; the reverse is not claimed. Only SQLite's own tokens are
+    read: a parser that knows other dialects makes equal what SQLite tells apart, LEN(a) and LENGTH(a) for one.
     """
-    tree = parse(sql)
-    if tree is None:
-        return " ".join(sql.split()).rstrip("; ")
-    # A double-quoted text that may be a string keeps its quotes and its case.
-    tokens = tokenize(sql) if '"' in sql else []
-    values = {token.start for at, token in enumerate(tokens) if token.kind == "double" and _is_value(tokens, at)}
-    for identifier in tree.find_all(exp.Identifier):
-        if identifier.meta.get("start") not in values and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", identifier.name):
-            identifier.set("this", identifier.name.lower())
-            identifier.set("quoted", identifier.name.upper() in KEYWORDS)
-    try:
-        return tree.sql(dialect="sqlite", comments=False, unsupported_level=ErrorLevel.IGNORE)
-    except (SqlglotError, RecursionError, ValueError):
-        return " ".join(sql.split()).rstrip("; ")
+    tokens = tokenize(sql)
+    while tokens and tokens[-1].text == ";":
+        tokens.pop()
+    return " ".join(_folded(tokens, position) for position in range(len(tokens)))
+
+
+def _folded(tokens: list[Token], position: int) -> str:
+    """A token as the canonical text has it. A double-quoted text that may be a string keeps its quotes and its case, and a
+    quoted name that SQLite reads otherwise without quotes keeps them."""
+    token = tokens[position]
+    word = unquote(token)
+    if token.kind == "word":
+        return word.upper() if word.isascii() and word.upper() in apsw.keywords else word.translate(_LOWER)
+    if token.kind == "name" or (token.kind == "double" and not _is_value(tokens, position)):
+        plain = re.fullmatch(r"[A-Za-z_]\w*", word, re.ASCII) and word.upper() not in (*apsw.keywords, "TRUE", "FALSE")
+        return word.lower() if plain else token.text
+    return _SAME_OPERATORS.get(token.text, token.text)
 
 
 def query_kinds(sql: str) -> list[str]:

@@ -13,7 +13,9 @@ _TRACE_CELL_CHARACTERS = 80
 
 
 def first_differences(gold: Denotation, rows: list[tuple], difference: str) -> dict:
-    """A few rows that a person can compare: those that only one side has, or where the order parts."""
+    """A few rows that a person can compare: those that only one side has, or where the order parts; and how many rows only
+    gold (`missing`) or only the query (`extra`) has among those that are here.
+    """
     expected = gold.rows()
     if difference == "order":
         pairs = zip(expected, rows)
@@ -21,7 +23,8 @@ def first_differences(gold: Denotation, rows: list[tuple], difference: str) -> d
         left, right = expected[start:], rows[start:]
     else:
         left, right = unmatched(expected, rows)
-    return {"gold_only": _shown(left), "candidate_only": _shown(right)}
+    counts = {} if difference == "order" else {"missing": len(left), "extra": len(right)}
+    return {"gold_only": _shown(left), "candidate_only": _shown(right), **counts}
 
 
 def _shown(rows: list[tuple]) -> list[list]:

@@ -60,6 +60,8 @@ def without(pair, *names):
 def test_none_is_the_real_arm():
     pairs, dropped, *rows = built([2, 5, 1])
     assert as_control("none", pairs, dropped, *rows, seed=0) == (pairs, dropped)
+    with pytest.raises(ValueError, match="control: found 'swapped'. Allowed are none, flipped, shuffled-rejected, random-sides"):
+        as_control("swapped", pairs, dropped, *rows, seed=0)
 
 
 def test_flipped_exchanges_all_columns_of_the_sides_and_nothing_else():

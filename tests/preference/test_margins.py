@@ -33,8 +33,8 @@ def numbers(*values):
         (numbers(0, 1), numbers(*range(7)), 5 / 9),
         # Each row twice: three of six extra.
         (numbers(1, 2, 3), numbers(1, 1, 2, 2, 3, 3), 3 / 9),
-        # Four differ on either side and three are shown: how many more is not told, so all are taken to differ.
-        (numbers(*range(10)), numbers(*range(4, 14)), 1),
+        # Four differ on either side, of which three are shown.
+        (numbers(*range(10)), numbers(*range(4, 14)), 8 / 20),
     ],
 )
 def test_the_share_of_rows_that_differ(gold, rows, share):
@@ -62,6 +62,20 @@ def test_an_error_is_worse_than_wrong_columns_and_those_than_wrong_rows():
 @pytest.mark.parametrize("reason", ["refused", "timeout", "memory", "rows_limit", "abstained", None])
 def test_no_result_is_as_wrong_as_an_error(reason):
     assert wrongness("wrong", reason, None) == 1.0
+
+
+def test_a_trace_without_counts_of_what_differs_or_with_counts_of_a_part():
+    whole = traced(numbers(*range(10)), numbers(*range(4, 14)))
+    assert (whole.pop("missing"), whole.pop("extra")) == (4, 4)
+    assert share_of_rows(whole) == 1  # three and three are shown: more may differ
+    # Of 40 rows the first 12 came back, which lack one of gold's ten: where the rest of gold's is, is not known.
+    cut = traced(numbers(*range(10)), numbers(*range(1, 13))) | {"rows": 40}
+    assert (cut["missing"], cut["extra"]) == (1, 3) and share_of_rows(cut) == pytest.approx(32 / 50)
+
+
+@pytest.mark.parametrize("trace", ["3 of 5 rows differ", "[1]", "5", '"text"', "{"])
+def test_a_trace_of_another_kind_tells_nothing(trace):
+    assert wrongness("wrong", "rows", trace) == 0.7
 
 
 def test_a_trace_that_counts_nothing_tells_of_no_common_row():

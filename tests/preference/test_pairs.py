@@ -620,6 +620,41 @@ def test_balance_of_structure_leaves_pairs_out_and_counts_them():
     assert [pair["example_id"] for pair in pairs] == ["e1", "e3"] and [row["example_id"] for row in dropped] == ["e2"]
 
 
+def test_structure_is_balanced_over_the_pairs_as_people_leave_them(tmp_path):
+    """Four pairs that reject DESC; people overturn two of them, so that as many choose it, and all stay."""
+    from preference.inspection.labels import LabelFile
+    from preference.inspection.training import preferred_by_people, with_peoples_words
+
+    (tmp_path / "data").mkdir()
+    names, candidates, verdicts = [f"e{number}" for number in range(4)], [], []
+    for name in names:
+        found = sampled(("SELECT name FROM pet", "correct", -1.0, True), ("SELECT name FROM pet DESC", "wrong", -1.0, True),
+                        example_id=name)
+        candidates, verdicts = candidates + found[0], verdicts + found[1]
+    rows = ([example(name) | {"question": f"Which pets, {name}?"} for name in names], candidates, verdicts)
+    pairs, dropped = build_pairs(*rows, **BUILD)
+    assert len(pairs) == 4 and not build_pairs(*rows, **BUILD, balance_structure=True)[0]
+    file = LabelFile(tmp_path / "labels.sqlite")
+    for pair in pairs[:2]:
+        file.add(pair["pair_id"], "ann", "prefer_rejected", content_hash=pair["pair_id"])
+    file.close()
+    pairs, dropped = build_pairs(*rows, **BUILD, balance_structure=True, vouched=preferred_by_people(tmp_path),
+                                 revised=lambda pairs, dropped: with_peoples_words(pairs, dropped, tmp_path, *rows, "compact"))
+    assert [pair["chosen_sql"].endswith("DESC") for pair in pairs] == [True, True, False, False] and dropped == []
+
+
+@pytest.mark.parametrize(("name", "value", "message"), [
+    ("strategy", "best", "strategy: found 'best'. Allowed are nearest, farthest, random, hardest"),
+    ("chosen", "golden", "chosen: found 'golden'. Allowed are sample, gold, sample-or-gold"),
+    ("weights", "all", "weights: found 'all'. Allowed are none, kill_score"),
+    ("per_question", 0, "per_question: found 0. Allowed is a whole number of at least 1"),
+])
+def test_an_option_that_is_not_known(name, value, message):
+    candidates, verdicts = sampled((RIGHT, "correct", -1.0, True), (NEAR, "wrong", -1.0, True))
+    with pytest.raises(ValueError, match=message):
+        build_pairs([example()], candidates, verdicts, **BUILD | {name: value})
+
+
 # ------------------------------------------------------------ what always holds
 
 POOL = (RIGHT, NEAR, MIDDLE, FAR, "SELECT nme FROM pet", "SELECT name, age FROM pet", "SELECT 1")

@@ -147,7 +147,28 @@ def test_canonical_sql_folds_form_but_not_meaning():
     values = ['SELECT a FROM t WHERE b = "X"', "SELECT a FROM t WHERE b = X", 'SELECT a FROM t WHERE b = "x"']
     assert len({canonical_sql(sql) for sql in values}) == 3
     assert canonical_sql('SELECT "A" FROM t WHERE "B" = "X"') == canonical_sql('SELECT a FROM t WHERE b="X"')
-    assert canonical_sql("SELECT ((  FROM\n t ;") == "SELECT (( FROM t"
+    assert canonical_sql("SELECT ((  FROM\n t ;") == "SELECT ( ( FROM t"
+    assert canonical_sql("SELECT a FROM t WHERE b != 1 AND c == 2") == canonical_sql("SELECT a FROM t WHERE b<>1 AND c=2")
+
+
+@pytest.mark.parametrize("queries", [
+    # (what SQLite runs, what it refuses or answers otherwise)
+    ("SELECT LENGTH(name) FROM t", "SELECT LEN(name) FROM t"),
+    ("SELECT COALESCE(a, 0) FROM t", "SELECT NVL(a, 0) FROM t"),
+    ("SELECT CAST(a AS REAL) / 2 FROM t", "SELECT CAST(a AS DECIMAL) / 2 FROM t"),
+    ("SELECT CAST(a AS INTEGER) FROM t", "SELECT a::INTEGER FROM t", "SELECT TRY_CAST(a AS INTEGER) FROM t"),
+    ("SELECT a FROM t LIMIT 1", "SELECT a FROM t FETCH FIRST 1 ROWS ONLY"),
+    ("SELECT a FROM t WHERE DATE(day) = '2020-01-01'", "SELECT a FROM t WHERE CAST(day AS DATE) = '2020-01-01'"),
+    ("SELECT MIN(a), MAX(a) FROM t", "SELECT MIN(a), MAX(a), FROM t"),
+    ("SELECT a % 2 FROM t", "SELECT MOD(a, 2) FROM t"),
+    ("SELECT a FROM t", "SELECT a FROM t FOR UPDATE"),
+    ("SELECT TRUE FROM t", 'SELECT "TRUE" FROM t'),
+    ("SELECT CURRENT_DATE FROM t", "SELECT CURRENT_DATE() FROM t", "SELECT [CURRENT_DATE] FROM t"),
+    ("SELECT É FROM t", "SELECT é FROM t"),
+    ("SELECT a FROM t WHERE b IS c", "SELECT a FROM t WHERE b <=> c"),
+])
+def test_canonical_sql_tells_apart_what_sqlite_tells_apart(queries):
+    assert len({canonical_sql(sql) for sql in queries}) == len(queries)
 
 
 @pytest.mark.parametrize(
