@@ -64,19 +64,32 @@ def canonical_sql(sql: str) -> str:
     tokens = tokenize(sql)
     while tokens and tokens[-1].text == ";":
         tokens.pop()
-    return " ".join(_folded(tokens, position) for position in range(len(tokens)))
+    text = ""
+    for position, token in enumerate(tokens):
+        space = "" if not position or _grown_together(tokens[position - 1], token) else " "
+        text += space + _folded(tokens, position)
+    return text
+
+
+def _grown_together(left: Token, right: Token) -> bool:
+    """Whether SQLite refuses two tokens without a space between them, as here, and takes them with one: 1AND, x'zz'."""
+    return left.end == right.start and ((left.kind == "number" and right.kind == "word")
+                                        or (left.upper == "X" and right.kind == "string"))
 
 
 def _folded(tokens: list[Token], position: int) -> str:
-    """A token as the canonical text has it. A double-quoted text that may be a string keeps its quotes and its case, and a
-    quoted name that SQLite reads otherwise without quotes keeps them."""
+    """A token as the canonical text has it. A double-quoted text that may be a string keeps its quotes and its case; a name
+    that SQLite reads otherwise without quotes has double ones, or backticks where those could make a string of it."""
     token = tokens[position]
     word = unquote(token)
     if token.kind == "word":
         return word.upper() if word.isascii() and word.upper() in apsw.keywords else word.translate(_LOWER)
     if token.kind == "name" or (token.kind == "double" and not _is_value(tokens, position)):
-        plain = re.fullmatch(r"[A-Za-z_]\w*", word, re.ASCII) and word.upper() not in (*apsw.keywords, "TRUE", "FALSE")
-        return word.lower() if plain else token.text
+        word = word.translate(_LOWER)
+        if re.fullmatch(r"[a-z_]\w*", word, re.ASCII) and word.upper() not in (*apsw.keywords, "TRUE", "FALSE"):
+            return word
+        mark = "`" if _is_value(tokens, position) else '"'
+        return mark + word.replace(mark, 2 * mark) + mark
     return _SAME_OPERATORS.get(token.text, token.text)
 
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from sqlglot.dialects.sqlite import SQLite
 from sqlglot.errors import TokenError
-from sqlglot.tokens import TokenType
+from sqlglot.tokens import Token, TokenType
 
 _CONSTRAINT = re.compile(r"(PRIMARY|FOREIGN|UNIQUE|CHECK|CONSTRAINT)\b", re.IGNORECASE)
 _FOREIGN = re.compile(r"FOREIGN\s+KEY\s*\(([^)]*)\)\s*REFERENCES\s+(\"[^\"]+\"|[^\s(]+)\s*\(([^)]*)\)", re.IGNORECASE)
@@ -138,7 +138,8 @@ def from_spider_tables(entry: dict) -> str:
 
 
 def split_tables(context: str) -> list[Table] | None:
-    """The CREATE TABLE statements of a context, taken apart at their top-level commas; None where there is more.
+    """The CREATE TABLE statements of a context, taken apart at their top-level commas, without comments; None where there is
+    more, or a part is empty.
 
     >>> split_tables("CREATE TABLE a (x DEC(2, 1), y TEXT, PRIMARY KEY (x))")
     [Table(name='a', columns=['x DEC(2, 1)', 'y TEXT'], constraints=['PRIMARY KEY (x)'])]
@@ -156,20 +157,31 @@ def split_tables(context: str) -> list[Table] | None:
         if words != ["CREATE", "TABLE"] or index + 3 >= len(tokens) or tokens[index + 3].text != "(":
             return None
         name = tokens[index + 2]
-        parts, depth, start, index = [], 1, tokens[index + 3].end + 1, index + 4
+        parts, depth, index, start = [], 1, index + 4, index + 4
         while depth:
             if index == len(tokens):
                 return None
             token = tokens[index]
             depth += {TokenType.L_PAREN: 1, TokenType.R_PAREN: -1}.get(token.token_type, 0)
             if depth == 0 or (depth == 1 and token.token_type == TokenType.COMMA):
-                parts.append(context[start : token.start].strip())
-                start = token.end + 1
+                if start == index:
+                    return None
+                parts.append(_text_of(tokens[start:index], context))
+                start = index + 1
             index += 1
         constraints = [part for part in parts if _CONSTRAINT.match(part)]
         columns = [part for part in parts if not _CONSTRAINT.match(part)]
         tables.append(Table(context[name.start : name.end + 1], columns, constraints))
     return tables
+
+
+def _text_of(tokens: list[Token], context: str) -> str:
+    """What stands in `context` from the first to the last token, with a space in place of each comment."""
+    text = ""
+    for before, token in zip([None, *tokens[:-1]], tokens, strict=True):
+        between = context[before.end + 1 : token.start] if before else ""
+        text += (" " if between.strip() else between) + context[token.start : token.end + 1]
+    return text
 
 
 def compact_schema(context: str) -> str:

@@ -206,7 +206,7 @@ def _write(
     changed: dict[str, int],
 ) -> dict[str, int]:
     """Write quarantine and splits, print what became of the rows, and mark the folder complete."""
-    with atomic_path(folder / "quarantine.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with atomic_path(folder / "quarantine.jsonl") as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
         for entry in quarantine:
             # Parquet and hub rows may hold dates or bytes.
             file.write(json.dumps(entry, ensure_ascii=False, default=str) + "\n")

@@ -15,12 +15,13 @@ INSTRUCTION = "Answer with one SQLite query."
 # The completion of a question that the schema cannot answer.
 UNANSWERABLE = "UNANSWERABLE"
 
-_SELECT = re.compile(r"(?:^|\n|:)\s*((?:SELECT|WITH)\b.*)", re.IGNORECASE | re.DOTALL)
+# At the start of a line, or after a colon in one that is no comment.
+_SELECT = re.compile(r"(?:^|\n)(?:(?!\s*--)[^\n]*?:)??\s*((?:SELECT|WITH)\b.*)", re.IGNORECASE | re.DOTALL)
 _STATEMENT = re.compile(
     r"(SELECT|WITH|VALUES|ALTER|ANALYZE|ATTACH|BEGIN|CREATE|DELETE|DETACH|DROP|INSERT|PRAGMA|REPLACE|UPDATE|VACUUM)\b",
     re.IGNORECASE,
 )
-_FENCE = re.compile(r"```(?:\w+\n|(?:sql|sqlite3?)\b)?(.*?)(?:```|$)", re.IGNORECASE | re.DOTALL)
+_FENCE = re.compile(r"```(?:(?!(?:SELECT|WITH|VALUES)\b)\w+\n|(?:sql|sqlite3?)\b)?(.*?)(?:```|$)", re.IGNORECASE | re.DOTALL)
 
 
 def render(example: dict, schema_style: str) -> list[dict[str, str]]:
@@ -79,14 +80,13 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]
 
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a completion, always ended by exactly one EOS.
+    """Token ids of a completion, always ended by exactly one EOS; special tokens' texts within it are plain text.
 
     Example: `SELECT 1` -> ids of "SELECT", " 1", then `<|im_end|>`.
     """
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    while ids and ids[-1] == tokenizer.eos_token_id:
-        ids.pop()
-    return [*ids, tokenizer.eos_token_id]
+    while tokenizer.eos_token and text.endswith(tokenizer.eos_token):
+        text = text.removesuffix(tokenizer.eos_token)
+    return [*tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], tokenizer.eos_token_id]
 
 
 def target_text(example: dict) -> str:

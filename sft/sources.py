@@ -162,6 +162,11 @@ def _names(records: list[dict], columns: dict[str, str], label: str) -> tuple[di
     return {"evidence": "evidence"} | names, spider
 
 
+def folded(text: str | None) -> str:
+    """A question or query as it is compared with others: in small letters, white space as single spaces."""
+    return " ".join((text or "").lower().split())
+
+
 def _text(value: object) -> str | None:
     """The text of a cell without surrounding space; None where there is none."""
     return value.strip() or None if isinstance(value, str) else None
@@ -189,7 +194,12 @@ def _row(
     elif gold is not None and not _text(gold):
         problem = "no_gold", f"the column {names['gold']} holds no query"
     elif None in record:
-        problem = "malformed_row", "the row has more cells than the header"
+        problem = "malformed_row", f"the row has {'more' if record[None] else 'fewer'} cells than the header"
+    for name in names.values():
+        try:
+            (_text(record.get(name)) or "").encode()
+        except UnicodeEncodeError as error:
+            problem = "malformed_text", f"the column {name} holds half a character (a lone surrogate) at character {error.start + 1}"
     example = {
         "example_id": f"{stem}-{number}",
         "source": source,
@@ -207,15 +217,19 @@ def _row(
 
 
 def _records(file: Path) -> list[dict]:
-    """The rows of one file as dictionaries. An empty CSV cell is null."""
+    """The rows of one file as dictionaries. An empty CSV cell is null; a CSV row with more or fewer cells than the header has
+    the key None, with what was too many.
+    """
     ending = file.suffix.lower()
     try:
         if ending == ".parquet":
             return pq.read_table(file).to_pylist()
         if ending == ".csv":
             with open(file, encoding="utf-8-sig", newline="") as opened:
+                csv.field_size_limit(2**31 - 1)  # by default 131,072 characters, and schemas can be longer
                 rows = csv.DictReader(opened, strict=True)
-                return [{key: None if value == "" else value for key, value in row.items()} for row in rows]
+                return [{key: value or None for key, value in row.items() if key is not None}
+                        | ({None: row.get(None, [])} if None in row or None in row.values() else {}) for row in rows]
         text = file.read_text(encoding="utf-8-sig")
     except (pa.ArrowInvalid, csv.Error, UnicodeDecodeError) as error:
         kind = {".parquet": "a Parquet file", ".csv": "a CSV file in UTF-8"}.get(ending, "text in UTF-8")

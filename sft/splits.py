@@ -6,8 +6,9 @@ import hashlib
 from collections import Counter
 from pathlib import Path
 
+from reward.queries import canonical_sql, normalise_gold
 from sft.artefacts import content_hash, file_hash
-from sft.sources import SPLIT_FILES, Row, identify, local_path, read_files, read_hub, split_files
+from sft.sources import SPLIT_FILES, Row, folded, identify, local_path, read_files, read_hub, split_files
 
 SPLITS = ("train", "dev", "test")
 # Train questions that stage one leaves to stage two, where the configuration asks for that.
@@ -121,7 +122,7 @@ def _cut(rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
     cut: dict[str, list[Row]] = {split: list(rows.get(split, [])) for split in SPLITS if split != "train"}
     train = []
     for row in rows["train"]:
-        bucket = int(hashlib.sha1(row.cut_key.encode()).hexdigest(), 16) % 10
+        bucket = int(hashlib.sha1(folded(row.cut_key).encode(errors="surrogatepass")).hexdigest(), 16) % 10
         cut[buckets[bucket]].append(row) if bucket in buckets else train.append(row)
     return {"train": train, **cut}
 
@@ -137,7 +138,7 @@ def hold_out(rows: dict[str, list[Row]], share: float) -> dict[str, list[Row]]:
         return rows
     sides: dict[str, list[Row]] = {"train": [], PREFERENCE: []}
     for row, family in zip(rows["train"], _families([row.example for row in rows["train"]]), strict=True):
-        digest = hashlib.sha1(f"{PREFERENCE}:{family}".encode()).hexdigest()
+        digest = hashlib.sha1(f"{PREFERENCE}:{family}".encode(errors="surrogatepass")).hexdigest()
         held = row.problem is None and row.example["gold"] is not None and int(digest, 16) < share * 16**40
         sides[PREFERENCE if held else "train"].append(row)
     for split, kept in sides.items():
@@ -149,7 +150,7 @@ def hold_out(rows: dict[str, list[Row]], share: float) -> dict[str, list[Row]]:
 
 def _families(examples: list[dict]) -> list[str]:
     """For each example its family's first question in the alphabet, in small letters: examples with the same question, or with
-    the same gold on the same schema, are of one family.
+    the same gold (in canonical form) on the same schema, are of one family.
 
     Example: (a, SELECT 1), (b, SELECT 1), (b, SELECT 2), (c, SELECT 3), all on one schema -> a, a, a, c.
     """
@@ -161,14 +162,12 @@ def _families(examples: list[dict]) -> list[str]:
             name = parents[name]
         return name
 
-    def folded(text: str | None) -> str:
-        return " ".join((text or "").lower().split())
-
     asked = [f"question {folded(example['question'])}" for example in examples]
     for question, example in zip(asked, examples, strict=True):
         if example["gold"] is not None:
+            gold = canonical_sql(normalise_gold(example["gold"], example["context"] or ""))
             # "question" sorts before "schema": a family's root is a question.
-            one, other = sorted((root(question), root(f"schema {folded(example['context'])}: {folded(example['gold'])}")))
+            one, other = sorted((root(question), root(f"schema {folded(example['context'])}: {folded(gold)}")))
             parents[other] = one
     return [root(question).removeprefix("question ") for question in asked]
 
@@ -186,12 +185,12 @@ def separate(rows: dict[str, list[Row]], dropped: dict[str, Counter]) -> dict[st
         for row in rows[split]:
             example = row.example
             key = example["question"], example["context"], example["gold"]
-            if row.problem is None and example["question"].strip().lower() in asked:
+            if row.problem is None and folded(example["question"]) in asked:
                 dropped[split]["question of another split"] += 1
             elif row.problem is None and key in seen:
                 dropped[split]["duplicate"] += 1
             else:
                 kept[split].append(row)
             seen.add(key)
-        asked |= {row.example["question"].strip().lower() for row in rows[split] if row.example["question"]}
+        asked |= {folded(row.example["question"]) for row in rows[split] if row.example["question"]}
     return {split: kept[split] for split in rows}

@@ -148,6 +148,10 @@ def test_canonical_sql_folds_form_but_not_meaning():
     assert len({canonical_sql(sql) for sql in values}) == 3
     assert canonical_sql('SELECT "A" FROM t WHERE "B" = "X"') == canonical_sql('SELECT a FROM t WHERE b="X"')
     assert canonical_sql("SELECT ((  FROM\n t ;") == "SELECT ( ( FROM t"
+    named = ['SELECT "Home Team" FROM t', "SELECT [home team] FROM T", "SELECT `Home team` FROM t"]
+    assert {canonical_sql(sql) for sql in named} == {'SELECT "home team" FROM t'}
+    assert canonical_sql('SELECT `a"b``c` FROM t') == 'SELECT "a""b`c" FROM t'
+    assert canonical_sql("SELECT a FROM t WHERE b = [Home Team]") == "SELECT a FROM t WHERE b = `home team`"
     assert canonical_sql("SELECT a FROM t WHERE b != 1 AND c == 2") == canonical_sql("SELECT a FROM t WHERE b<>1 AND c=2")
 
 
@@ -165,6 +169,10 @@ def test_canonical_sql_folds_form_but_not_meaning():
     ("SELECT TRUE FROM t", 'SELECT "TRUE" FROM t'),
     ("SELECT CURRENT_DATE FROM t", "SELECT CURRENT_DATE() FROM t", "SELECT [CURRENT_DATE] FROM t"),
     ("SELECT É FROM t", "SELECT é FROM t"),
+    ("SELECT a FROM t WHERE a = 1 AND b = 2", "SELECT a FROM t WHERE a = 1AND b = 2"),
+    ("SELECT x 'zz' FROM t", "SELECT x'zz' FROM t", "SELECT x'aa' FROM t"),
+    ("SELECT a \x0bFROM t", "SELECT a\x0b FROM t"),
+    ("SELECT a FROM t WHERE b = 'order'", 'SELECT a FROM t WHERE b = "order"', "SELECT a FROM t WHERE b = [order]"),
     ("SELECT a FROM t WHERE b IS c", "SELECT a FROM t WHERE b <=> c"),
 ])
 def test_canonical_sql_tells_apart_what_sqlite_tells_apart(queries):

@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from sft.ddl import Table, from_spider_tables, from_sqlite, identifier, split_tables
+from sft.ddl import Table, compact_schema, from_spider_tables, from_sqlite, identifier, split_tables
 
 
 def make_database(path, script):
@@ -90,8 +90,19 @@ def test_split_tables_takes_statements_apart_and_puts_them_together():
     assert tables[1].statement() == "CREATE TABLE k (y TEXT, PRIMARY KEY (y))"
 
 
+def test_comments_stay_out_of_what_is_taken_apart():
+    context = ("-- towns\nCREATE TABLE town (\n name TEXT, -- the name, in full\n people  INTEGER /* of both sexes */ NOT NULL -- (2020)\n);"
+               "\nCREATE TABLE lake (/* c */ depth DEC(2, /* x */ 1), note TEXT DEFAULT '--')")
+    tables = split_tables(context)
+    assert [table.columns for table in tables] == [["name TEXT", "people  INTEGER NOT NULL"], ["depth DEC(2, 1)", "note TEXT DEFAULT '--'"]]
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript("; ".join(table.statement() for table in tables))
+    assert compact_schema(context) == "town(name, people)\nlake(depth, note)"
+
+
 @pytest.mark.parametrize(
-    "context", ["DROP TABLE a", "CREATE TABLE a (x", "CREATE TABLE a AS SELECT 1", "CREATE TABLE a ('"]
+    "context", ["DROP TABLE a", "CREATE TABLE a (x", "CREATE TABLE a AS SELECT 1", "CREATE TABLE a ('", "CREATE TABLE a ()",
+                "CREATE TABLE a (x INT, )"]
 )
 def test_split_tables_gives_up_on_anything_else(context):
     assert split_tables(context) is None

@@ -128,6 +128,13 @@ def test_another_hash_is_refused_with_both_and_the_keys():
     assert "prompt.schema_style" in message and "another run folder" in message
 
 
+def test_the_text_of_eos_within_a_query_is_text(tokenizer):
+    end = tokenizer.eos_token
+    ids = completion_ids(tokenizer, f"SELECT a FROM t WHERE b = '{end}' LIMIT 1{end}")
+    assert ids.index(tokenizer.eos_token_id) == len(ids) - 1
+    assert tokenizer.decode(ids[:-1]) == f"SELECT a FROM t WHERE b = '{end}' LIMIT 1"
+
+
 # ----------------------------------------------------------- reading a completion
 
 
@@ -145,6 +152,9 @@ def test_another_hash_is_refused_with_both_and_the_keys():
         ("Here you go:\n```sql\nSELECT a FROM t\n```\nIt lists all.", "SELECT a FROM t"),
         ("The query is: SELECT a FROM t", "SELECT a FROM t"),
         ("SQL: SELECT a FROM t", "SELECT a FROM t"),
+        ("```SELECT\n a FROM t```", "SELECT\n a FROM t"),
+        ("-- Query: select all names\nSELECT a FROM t", "SELECT a FROM t"),
+        ("I think:\n\nselect a FROM t WHERE b = 'x: select'", "select a FROM t WHERE b = 'x: select'"),
         ("Sure.\nSELECT a FROM t", "SELECT a FROM t"),
         # Nothing is repaired: what follows the query, or is none, goes to the judge as it is.
         ("SELECT a FROM t; SELECT b FROM t", "SELECT a FROM t; SELECT b FROM t"),

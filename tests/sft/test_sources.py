@@ -106,6 +106,25 @@ def test_malformed_files_name_file_and_line(tmp_path, name, content, message):
         read_files([path], {})
 
 
+def test_a_csv_row_with_fewer_or_more_cells_than_the_header_and_a_long_schema(tmp_path):
+    wide = f"CREATE TABLE t ({', '.join(f'c{number} INT' for number in range(20_000))})"
+    path = tmp_path / "rows.csv"
+    path.write_text(f'question,context,answer\nq,s\nq,s,\n"q","{wide}",a\nq,s,a,x\n')
+    rows = read_files([path], {})
+    assert [row.problem for row in rows] == [("malformed_row", "the row has fewer cells than the header"), None, None,
+                                             ("malformed_row", "the row has more cells than the header")]
+    assert rows[2].example["context"] == wide
+
+
+@pytest.mark.parametrize("column", ["question", "context", "answer"])
+def test_half_a_character_is_a_problem_of_its_row(tmp_path, column):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, [RECORDS[0], RECORDS[0] | {column: "half \ud83d"}])))
+    rows = read_files([path], {})
+    assert [row.problem for row in rows] == [None, (
+        "malformed_text", f"the column {column} holds half a character (a lone surrogate) at character 6")]
+
+
 def test_rows_with_a_problem_are_kept_with_its_reason(tmp_path):
     good = RECORDS[0]
     bad = [

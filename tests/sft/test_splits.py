@@ -121,6 +121,25 @@ def test_separate_drops_duplicates_and_questions_of_other_splits(tmp_path):
     assert dropped["test"] == {}
 
 
+def test_white_space_and_quotes_make_no_other_question_or_answer(tmp_path):
+    asked = [name.replace(" ", gap) for gap in (" ", "  ") for name in names(40)]
+    golds = [f"SELECT x FROM t WHERE x = {value}" for value in ("'a'", '"a"')] + ["select x from t where x='a'"]
+    rows = gather(write(tmp_path / "rows.jsonl", [record(name) for name in asked]), None, None, {}, tmp_path, 0)
+    split = [{" ".join(question.split()) for question in questions(rows[name])} for name in SPLITS]
+    assert all(split) and not split[0] & split[1] and not split[1] & split[2] and not split[0] & split[2]
+    dropped = {name: Counter() for name in SPLITS}
+    dev = write(tmp_path / "dev.jsonl", [record("Question  7"), record("other")])
+    source = write(tmp_path / "train.jsonl", [record(name) for name in names(20)])
+    test = write(tmp_path / "test.jsonl", [record("last")])
+    assert "Question 7" not in questions(separate(gather(source, dev, test, {}, tmp_path, 0), dropped)["train"])
+    records = [record(f"{name} {number}", gold) for number, gold in enumerate(golds) for name in ("a", "b")]
+    records += [record(name, f"SELECT x + {number} FROM t") for number, name in enumerate(names(60))]
+    for share in (0.2, 0.5, 0.8):
+        sides = hold_out({"train": gather(write(tmp_path / "gold.jsonl", records), dev, test, {}, tmp_path, 0)["train"]}, share)
+        held = [question for question in questions(sides["preference"]) if question.startswith(("a", "b"))]
+        assert len(held) in (0, 6)
+
+
 def test_hold_out_takes_questions_by_a_hash(tmp_path):
     asked = names(200)
     records = [record(name, f"SELECT {number} FROM t") for number, name in enumerate(asked)]
