@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from sqlglot import exp
 
+from reward.dates import is_date, whole_date
 from reward.names import Names, Place
 from reward.schema import ColumnKey, Schema
 
@@ -11,6 +12,7 @@ COMPARISONS = {exp.EQ: "=", exp.NEQ: "<>", exp.GT: ">", exp.GTE: ">=", exp.LT: "
 # What x is more than v where x - 1, x + 1, x * 1 or x / 1 is v.
 _SOLVED = {exp.Sub: 1, exp.Add: -1, exp.Mul: 0, exp.Div: 0}
 _MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "<>": "<>"}
+_DATE_FUNCTIONS = ("DATE", "DATETIME", "JULIANDAY", "UNIXEPOCH", "STRFTIME")
 _NEGATED = {"=": "<>", "<>": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">", "like": "not like", "in": "not in"}
 _NEGATED |= {"between": "not between", "null": "not null"} | {"not like": "like", "not in": "in"}
 
@@ -59,7 +61,7 @@ class Reading:
 
     `grouped`: columns of GROUP BY. `determining`: columns that must settle others of their table because gold groups
     by them and shows the others bare; `keys`: those of them that must be unique, because the group is made by a join.
-    `single`: values that one row may have, because gold takes the subquery `WHERE column = value` for one value and
+    `dated`: columns that date functions are called on. `single`: values that one row may have, because gold takes the subquery `WHERE column = value` for one value and
     SQLite would take whichever row comes first.
     """
 
@@ -70,6 +72,7 @@ class Reading:
     grouped: set[ColumnKey] = field(default_factory=set)
     determining: dict[ColumnKey, set[str]] = field(default_factory=dict)
     keys: set[ColumnKey] = field(default_factory=set)
+    dated: set[ColumnKey] = field(default_factory=set)
     single: list[tuple[ColumnKey, object]] = field(default_factory=list)
 
 
@@ -80,6 +83,10 @@ def read_conditions(tree: exp.Expression | None, schema: Schema) -> Reading:
         return reading
     selects = list(tree.find_all(exp.Select))
     reader = _Reader(schema, reading, {id(select): index for index, select in enumerate(selects)})
+    for call in tree.find_all(exp.TimeToStr, exp.Date, exp.Anonymous):
+        if not isinstance(call, exp.Anonymous) or call.name.upper() in _DATE_FUNCTIONS:
+            keys = map(reader.key, call.find_all(exp.Column))
+            reading.dated.update(key for key in keys if key)
     reading.scopes += [reader.scope(select) for select in selects]
     for index, place in reader.outputs.items():
         reading.scopes[index].output = place
@@ -238,7 +245,7 @@ class _Reader(Names):
         if operator is None or any(value is None for value in values) or column is None:
             return None
         for inner in [column] if isinstance(column, exp.Column) else column.find_all(exp.Column):
-            self.remember(self.key(inner), values)
+            self.remember(self.key(inner), self.dates_of(self.key(inner), values, column, operator))
         if type(column) in _SOLVED and not isinstance(values[0], str):
             # One side set to 1 settles the other.
             second = self.place(column.expression)
@@ -249,6 +256,14 @@ class _Reader(Names):
         if found and found[0] is select:
             scope.conditions.append(Condition(found[1], _NEGATED[operator] if negated else operator, values))
         return None
+
+    def dates_of(self, key: ColumnKey | None, values: list, compared: exp.Expression, operator: str) -> list:
+        """The dates that a column of dates has for what a part of it is compared with; other columns' values as they are."""
+        whole = isinstance(compared, exp.Column) and operator != "like"
+        if key is None or whole or not (key in self.reading.dated or is_date(self.schema.column(key))):
+            return values
+        dates = [whole_date(value) or (None if key in self.reading.dated else value) for value in values]
+        return [date for date in dates if date is not None]
 
     def relate(self, left, right, operator: str, select: exp.Select, scope: Scope, negated: bool) -> None:
         """A comparison of a column with another column or with the first column of a subquery."""

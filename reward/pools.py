@@ -4,6 +4,7 @@ import random
 
 from reward.checks import read_checks
 from reward.conditions import Condition, Reading
+from reward.dates import is_date
 from reward.schema import ColumnKey, Schema
 from reward.values import candidates_for, fresh_value, holds, near_misses, random_value
 
@@ -48,7 +49,7 @@ class Pools:
             alone = key[0] not in self._asked and len(self._members[root]) == 1 and not self.schema.column(key).samples
             # Of tables that gold does not name, columns that nothing refers to need no pool.
             if alone or (self._is_measure(key) and self.rng.random() < 0.4):
-                return random_value(self.schema.column(key), key in self.reading.numeric, self.rng)
+                return random_value(self.schema.column(key), key in self.reading.numeric, self.rng, key in self.reading.dated)
         pool = self._pool(root)
         return pool[min(int(self.rng.random() ** 1.3 * len(pool)), len(pool) - 1)]
 
@@ -59,8 +60,9 @@ class Pools:
         """
         options = list(self._pool(self._find(key)))
         wanted = wanted + [(check, True) for check in self.checks.get(key, ())]
+        dated = key in self.reading.dated or is_date(self.schema.column(key))
         for condition, _ in wanted:
-            options += candidates_for(condition)
+            options += candidates_for(condition, dated)
         if any(condition.operator == "null" for condition, _ in wanted):
             options.append(None)
         fitting = [value for value in options if all(holds(condition, value) == want for condition, want in wanted)]
@@ -130,7 +132,7 @@ class Pools:
                 pool += [literal] * 2 * fits + near_misses(literal, self.near)
         samples = [value for key in keys for value in self.schema.column(key).samples]
         keyed = any(self.is_key(key) for key in keys)
-        numeric = any(key in self.reading.numeric for key in keys)
+        numeric, dated = (any(key in named for key in keys) for named in (self.reading.numeric, self.reading.dated))
         if self.flat and not pool and not keyed and self._is_measure(keys[0]):
             value = samples[0] if samples else random_value(self.schema.column(keys[0]), numeric, self.rng)
             return [round(value) if isinstance(value, float) else value]  # an average of fractions may be rounded
@@ -138,7 +140,7 @@ class Pools:
             pool += self.rng.sample(samples, min(8, len(samples)))
         wanted = 12 if keyed else 5
         while len(pool) < wanted or (not samples and len(pool) < wanted + 3 and self.rng.random() < 0.7):
-            pool.append(random_value(self.schema.column(keys[0]), numeric, self.rng))
+            pool.append(random_value(self.schema.column(keys[0]), numeric, self.rng, dated))
         checks = [check for key in keys for check in self.checks.get(key, ())]
         if checks:
             for check in checks:

@@ -72,8 +72,10 @@ def canonical_sql(sql: str) -> str:
 
 
 def _grown_together(left: Token, right: Token) -> bool:
-    """Whether SQLite refuses two tokens without a space between them, as here, and takes them with one: 1AND, x'zz'."""
-    return left.end == right.start and ((left.kind == "number" and right.kind == "word")
+    """Whether SQLite refuses two tokens without a space between them, as here, and takes them with one: 1AND, x'zz', and a
+    vertical tab, which is white space only after white space.
+    """
+    return left.end == right.start and ((left.kind == "number" and right.kind == "word") or "\x0b" in (left.text, right.text)
                                         or (left.upper == "X" and right.kind == "string"))
 
 

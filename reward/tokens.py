@@ -6,7 +6,7 @@ from typing import NamedTuple
 # One alternative per kind, in SQLite's order of preference. An opening quote without its end falls through to "bad".
 _PATTERN = re.compile(
     r"""
-    (?P<space>[ \t\n\f\r\ufeff][ \t\n\x0b\f\r\ufeff]* | --[^\n]* | /\*(?!\Z).*?(?:\*/|\Z))
+    (?P<space>[ \t\n\f\r\ufeff]+ | --[^\n]* | /\*(?!\Z).*?(?:\*/|\Z))
   | (?P<blob>[xX]'[0-9a-fA-F]*')
   | (?P<string>'(?:[^']|'')*')
   | (?P<double>"(?:[^"]|"")*")

@@ -6,6 +6,7 @@ import random
 import re
 
 from reward.conditions import Condition
+from reward.dates import is_date, whole_date
 from reward.schema import Column
 
 _WORDS = (
@@ -30,9 +31,9 @@ def near_misses(value: object, near: bool) -> list:
         misses = [core, f"pre{core}", f"{core}post", f"pre{core}post", core[:-1] or "y", f"x{core[1:]}"]
         return misses + ([core.swapcase()] if near else [])
     if DATE.fullmatch(value):
-        day = int(value[8:])
-        year = int(value[:4])
-        return [f"{value[:8]}{day % 28 + 1:02d}", f"{year + 1:04d}{value[4:]}", f"{year - 1:04d}{value[4:]}"]
+        year, month, day = map(int, value.split("-"))
+        return [f"{value[:8]}{day % 28 + 1:02d}", f"{year + 1:04d}{value[4:]}", f"{year - 1:04d}{value[4:]}",
+                f"{value[:5]}{month % 12 + 1:02d}{value[7:]}"]
     if re.fullmatch(r"-?\d+(\.\d+)?", value):
         number = float(value) if "." in value else int(value)
         return [f"{number + 1}", f"{number - 1}", f"{value}0"]
@@ -42,14 +43,13 @@ def near_misses(value: object, near: bool) -> list:
     return misses
 
 
-def random_value(column: Column, numeric: bool, rng: random.Random) -> object:
-    """One value for a column by its type and name; `numeric`: gold uses a text column as a number."""
+def random_value(column: Column, numeric: bool, rng: random.Random, dated: bool = False) -> object:
+    """One value for a column by its type and name; `numeric`: gold uses a text column as a number; `dated`: as a date."""
     name = column.name.lower()
     affinity = column.affinity
     if "year" in name and (numeric or affinity in ("integer", "numeric")):
         return rng.randint(1985, 2022)
-    declared = column.declared.upper() if affinity == "numeric" else ""
-    if not numeric and ("date" in name or "DATE" in declared or "TIME" in declared):
+    if dated or (not numeric and is_date(column)):
         return f"{rng.randint(1995, 2021)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
     if affinity == "real":
         return (1 + int(rng.random() * 2000)) / 8  # three decimals, so that rounding shows; sums are exact
@@ -75,10 +75,12 @@ def fresh_value(taken: set, like: object, rng: random.Random) -> object:
     return f"{text} {number}"
 
 
-def candidates_for(condition: Condition) -> list:
-    """Values around a condition's literals, some of which hold and some of which do not."""
+def candidates_for(condition: Condition, dated: bool = False) -> list:
+    """Values around a condition's literals, some of which hold and some of which do not; `dated`: of a column of dates."""
     values: list = []
     for value in condition.values:
+        if dated and condition.operator.endswith("like"):
+            value = whole_date(value) or value
         values += [value, *near_misses(value, near=False)]
     return values
 

@@ -244,3 +244,30 @@ def test_command_reports_bad_lines_and_resumes(tmp_path, judges):
     assert target.read_bytes() == whole
     result = subprocess.run([*command, "--seed", "5"], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert result.returncode == 2 and "other settings" in result.stderr and target.read_bytes() == whole
+
+
+EVENTS = "CREATE TABLE event (name TEXT, start_date {}, hired TEXT, founded DATE, code TEXT)"
+
+
+@pytest.mark.parametrize("declared", ["DATE", "VARCHAR"])
+@pytest.mark.parametrize(("gold", "right", "wrong"), [
+    ("strftime('%Y', start_date) = '2016'",
+     ["start_date LIKE '2016%'", "substr(start_date, 1, 4) = '2016'", "CAST(substr(start_date, 1, 4) AS INTEGER) = 2016",
+      "start_date >= '2016-01-01' AND start_date < '2017-01-01'"],
+     ["start_date LIKE '2017%'", "strftime('%Y', start_date) >= '2016'", "start_date = '2016'"]),
+    ("start_date LIKE '2016%'", ["strftime('%Y', start_date) = '2016'"], ["start_date LIKE '2015%'", "start_date >= '2016'"]),
+    ("start_date LIKE '2016-05%'", ["strftime('%Y-%m', start_date) = '2016-05'"], ["start_date LIKE '2016%'"]),
+    ("start_date NOT LIKE '2016%'", ["strftime('%Y', start_date) <> '2016'"], ["start_date LIKE '2016%'"]),
+    ("strftime('%m', start_date) = '05'", ["CAST(strftime('%m', start_date) AS INTEGER) = 5"], ["strftime('%d', start_date) = '05'"]),
+    # A column that only gold's function tells to hold dates, and two whose values are no dates' parts.
+    ("strftime('%Y', hired) = '2012'", ["hired LIKE '2012%'"], ["strftime('%Y', hired) = '2013'", "hired = '2012'"]),
+    ("CAST(strftime('%Y', founded) AS INTEGER) BETWEEN 2000 AND 2005",
+     ["founded >= '2000-01-01' AND founded < '2006-01-01'"], ["founded BETWEEN '2000' AND '2005'"]),
+    ("founded = 2016", ["founded = '2016'"], ["founded > 2016"]),
+    ("code LIKE '2016%'", ["substr(code, 1, 4) = '2016'"], ["code = '2016'", "code LIKE '%2016%'"]),
+])
+def test_dates_are_whole_where_gold_asks_for_a_part_of_them(judges, declared, gold, right, wrong):
+    query = "SELECT name FROM event WHERE {}".format
+    task = {"id": "1", "gold": query(gold), "context": EVENTS.format(declared), "candidates": list(map(query, right + wrong))}
+    verdicts = [verdict["verdict"] for verdict in judges["generated"].question(task)["verdicts"]]
+    assert verdicts == ["correct"] * len(right) + ["wrong"] * len(wrong)
