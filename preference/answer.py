@@ -37,6 +37,9 @@ def answer(arguments) -> int:
     from sft.prompt import check_prompt_hash, prompt_hash, prompt_ids, read_completion, render
     from sft.sampler import generate
 
+    for option, value in (("--max-new-tokens", arguments.max_new_tokens), ("--rows", arguments.rows)):
+        if value < 1:
+            raise ValueError(f"{option} {value}: needed is a whole number of at least 1.")
     if not arguments.database.is_file():
         raise ValueError(f"--database {arguments.database} is not a file. Name an existing SQLite file.")
     context = from_sqlite(arguments.database)

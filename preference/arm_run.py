@@ -19,6 +19,7 @@ from preference.arms import (
     copy_steps,
     has_step,
     identity,
+    labels_of,
     measured_identity,
     prepare_folder,
     sampler_of,
@@ -63,7 +64,7 @@ class Ablation:
 
     def share_samples(self, run: ArmRun, folder: Path) -> None:
         """Make a run folder, with a copy of the samples and verdicts that belong to the run, and no pairs of other labels."""
-        prepare_folder(folder, self.config, self.sft_config)
+        prepare_folder(folder, self.config, self.sft_config, labels_of(run, self.config))
         source = self.sampler(run).folder
         if source != folder:
             copy_steps(source / "round-1", folder / "round-1", SAMPLED, self.overwrite)

@@ -97,7 +97,7 @@ def settings_of(replaced: dict[str, Any]) -> list[str]:
     """Keys and values as --set takes them; words and paths without quotation marks."""
     def written(value: Any) -> str:
         plain = isinstance(value, str) and re.fullmatch(r"[a-z][a-z_-]*|[\w./-]*/[\w./-]*", value)
-        return value if plain and value not in ("true", "false", "null") else json.dumps(value)
+        return value if plain and value not in ("true", "false", "null") else json.dumps(value, ensure_ascii=False)
 
     return [f"{key}={written(value)}" for key, value in replaced.items()]
 
@@ -232,9 +232,9 @@ def is_finished(result: Path, wanted: dict, overwrite: bool) -> bool:
                      "results=FOLDER runs=FOLDER), or add --overwrite to run this arm anew.")
 
 
-def prepare_folder(folder: Path, config: AblationConfig, sft_config: dict) -> None:
-    """A run folder whose `sft` and `data` are those of the shared run: links, and people's labels with them; config.yaml says how
-    stage one is configured there now.
+def prepare_folder(folder: Path, config: AblationConfig, sft_config: dict, labels: Path | None = None) -> None:
+    """A run folder whose `sft` and `data` are those of the shared run: links, and people's labels with them (`labels`, or the
+    shared run's); config.yaml says how stage one is configured there now.
 
     `data` is a folder with a link for each file: a file that stage two writes anew there (data/quarantine.jsonl, where people
     call gold wrong) takes the place of its link, and the shared run stays as it is.
@@ -244,7 +244,9 @@ def prepare_folder(folder: Path, config: AblationConfig, sft_config: dict) -> No
         data.unlink()
     data.mkdir(parents=True, exist_ok=True)
     for name in ("sft", LABELS, *(f"data/{path.name}" for path in (shared / "data").iterdir())):
-        link, target = folder / name, (shared / name).resolve()
+        link, target = folder / name, (labels if name == LABELS and labels else shared / name).resolve()
+        if name == LABELS and link.is_symlink() and link.resolve() != target:
+            link.unlink()
         if link.is_symlink() and link.resolve() != target:
             raise ValueError(f"{link} leads to {link.resolve()}, and the shared run is {config.run}. Arms of one folder share "
                              "one SFT adapter. Choose another folder for these runs (--set runs=FOLDER).")

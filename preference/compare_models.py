@@ -62,8 +62,9 @@ def compare(arguments) -> None:
     from sft.splits import PREFERENCE, SPLITS
 
     # ------------------------------------------------------------------ the questions
-    if arguments.limit is not None and arguments.limit < 1:
-        raise ValueError(f"--limit {arguments.limit}: at least 1 question must be asked; leave it out to ask all.")
+    for option in ("limit", "max_new_tokens", "batch_size"):
+        if (value := getattr(arguments, option)) is not None and value < 1:
+            raise ValueError(f"--{option.replace('_', '-')} {value}: at least 1 is needed. Leave it out for the default (see --help).")
     models = pairs_of(arguments.models, "--models")
     output, run = arguments.output, arguments.run or arguments.output
     ranks.start(zero=False)
@@ -102,7 +103,7 @@ def compare(arguments) -> None:
 
     # ------------------------------------------------------------------ answers
     answers = {}
-    asked = content_hash([[row["example_id"], row["question"], row["context"]] for row in examples])
+    asked = content_hash([[row[key] for key in ("example_id", "question", "context", "evidence") if row[key]] for row in examples])
     for name, path in models.items():
         target = output / "answers" / f"{name}.parquet"
         weights = checkpoint_hash(path if name in formats else resolve_model(path))

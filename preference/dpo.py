@@ -112,11 +112,15 @@ def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: boo
                 save_configuration(folder, "dpo", config.model_dump())
         return not found
 
-    def output_of(path: Path, step: str) -> str:
-        """Hash of an earlier step's file; ValueError where that step is not complete."""
+    def output_of(path: Path, step: str, *sources: Path) -> str:
+        """Hash of an earlier step's file; ValueError where that step is not complete, or had other `sources` than stand there."""
+        command = f"accelerate launch preference/dpo.py --set run={folder} --only {step}"
         if not path.with_suffix(".complete.json").exists():
-            raise ValueError(f"{path} is missing or unfinished. Make it first: accelerate launch preference/dpo.py "
-                             f"--set run={folder} --only {step}")
+            raise ValueError(f"{path} is missing or unfinished. Make it first: {command}")
+        for source in sources:
+            if source.exists() and recorded_inputs(path).get(source.stem) not in (None, file_hash(source)):
+                raise ValueError(f"{path} was made of other {source.stem} than {source} holds now. What follows would not belong to "
+                                 f"the samples. Make it anew first: {command} --overwrite")
         return file_hash(path)
 
     # ------------------------------------------------------------------ sample
@@ -152,12 +156,13 @@ def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: boo
     if "judge" in steps:
         inputs = {"candidates": output_of(candidates, "sample"), "databases": config.judge.databases, "seed": config.seed}
         if pending("judge", verdicts, inputs):
-            judge(verdicts, inputs, examples, candidates, shard_size=config.sample.shard_size, seed=config.seed,
+            # Shards as the candidates were made in: those of an interrupted step fit no others.
+            judge(verdicts, inputs, examples, candidates, shard_size=recorded_inputs(candidates)["shard_size"], seed=config.seed,
                   **config.judge.model_dump())
 
     # ------------------------------------------------------------------ pairs
     if "pairs" in steps:
-        inputs = {"candidates": output_of(candidates, "sample"), "verdicts": output_of(verdicts, "judge"),
+        inputs = {"candidates": output_of(candidates, "sample"), "verdicts": output_of(verdicts, "judge", candidates),
                   "seed": config.seed, **config.pairs.model_dump()}
         if pending("pairs", pairs_file, inputs) and ranks.is_main():
             found, words = (examples, read_parquet(candidates), read_parquet(verdicts)), words_hash(labels_file)
@@ -174,7 +179,7 @@ def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: boo
 
     # ------------------------------------------------------------------ train
     if "train" in steps:
-        inputs = training_inputs(config, stage, number, output_of(pairs_file, "pairs"), weights)
+        inputs = training_inputs(config, stage, number, output_of(pairs_file, "pairs", candidates, verdicts), weights)
         pairs, trained = read_parquet(pairs_file), place / "dpo"
         if not pairs:
             if ranks.is_main():

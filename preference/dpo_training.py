@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable
@@ -141,6 +142,19 @@ def join_ranks_on_cpu() -> None:
     PartialState._prepare_backend = prepare_backend
 
 
+def check_resumable(checkpoint: str | None, world_size: int, stage: int) -> None:
+    """ValueError for a checkpoint that DeepSpeed cannot go on from: it reads back only what as many ranks wrote under the same stage.
+    """
+    if checkpoint is None:
+        return
+    there = json.loads((Path(checkpoint) / "complete.json").read_text(encoding="utf-8"))
+    written, now = (there.get("ranks", world_size), there.get("zero_stage", stage)), (world_size, stage)
+    if written != now and (stage or written[1]):
+        raise ValueError(f"{checkpoint} was written by {written[0]} rank(s) under ZeRO stage {written[1]}; this run has {now[0]} "
+                         f"under stage {now[1]}. DeepSpeed goes on only with as many ranks and the same stage. Start it as it was "
+                         f"begun, or delete {Path(checkpoint).parent} to train this round from its start.")
+
+
 def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict], folder: Path, *, epochs: float,
               learning_rate: float, warmup_share: float, beta: float, loss_type: list[str], loss_weights: list[float],
               label_smoothing: float, global_batch_size: int, micro_batch_size: int, share_prompts: bool,
@@ -163,7 +177,7 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
 
     class Mark(TrainerCallback):
         def on_save(self, args, state, control, **kwargs):
-            mark_checkpoint(folder, state.global_step)
+            mark_checkpoint(folder, state.global_step, ranks=ranks.world_size(), zero_stage=stage)
 
     check_terms(pairs, loss_type=loss_type, margin_scale=margin_scale)
     score_completion_only()
@@ -211,8 +225,10 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
         if len({reference.key(row) for row in dataset}) < len(dataset):
             folder.mkdir(parents=True, exist_ok=True)
             trainer.reference = reference
+        checkpoint_folder = last_whole_checkpoint(folder)
+        check_resumable(checkpoint_folder, ranks.world_size(), stage)
         with library_writes(folder):
-            trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
+            trainer.train(resume_from_checkpoint=checkpoint_folder)
     facts = {"steps": trainer.state.global_step, "zero_stage": stage, "offload": offload, "start": trainer.start,
              "log": finite(trainer.state.log_history)}
     state = gathered_adapter(trainer.model)

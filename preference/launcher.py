@@ -70,8 +70,8 @@ class Launcher:
             if self.ending:
                 raise ValueError("not started: the other runs were interrupted. Run the same command again.")
             began = log.stat().st_size
-            process = subprocess.Popen([*self.accelerate, *words], cwd=PROJECT, env=environment, stdin=subprocess.DEVNULL,
-                                       stdout=output, stderr=subprocess.STDOUT)
+            process = subprocess.Popen([*self.accelerate, str(PROJECT / words[0]), *words[1:]], env=environment,
+                                       stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
             self.running.add(process)
         if cores:  # the stages take as many threads as they have cores
             os.sched_setaffinity(process.pid, cores)

@@ -63,7 +63,7 @@ def judged_samples(candidates: list[dict], verdicts: list[dict]) -> dict[str, li
         key = verdict_key(candidate)
         if (candidate["example_id"], key) not in found:
             raise ValueError(f"sample {candidate['sample_index']} of question {candidate['example_id']} has no verdict ({key!r}). "
-                             "Every sampled query needs one. Judge the samples anew: --only judge --overwrite.")
+                             "Every sampled query needs one. Judge the samples anew: delete verdicts.parquet beside them, then --only judge --overwrite.")
         samples[candidate["example_id"]].append({**candidate, **found[candidate["example_id"], key], "canonical_sql": key})
     return samples
 

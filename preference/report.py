@@ -50,15 +50,18 @@ def summarise(split: str, results: Mapping[str, Sequence[dict]], facts: Mapping)
     names = list(results)
     right = {name: [row["verdict"] == "correct" for row in rows] for name, rows in results.items()}
     compared = list(pairwise(names)) + ([(names[0], names[-1])] if len(names) > 2 else [])
+    paired: dict[str, dict] = {}
+    for before, after in compared:
+        key = f"{before}_{after}"
+        while key in paired:  # a_b and c, a and b_c
+            key += "_"
+        paired[key] = {"before": before, "after": after, **mcnemar(right[before], right[after])}
     return {
         "split": split,
         "n": len(right[names[0]]),
         "questions": content_hash([row["example_id"] for row in results[names[0]]])[:16],
         "models": {name: _summarise_model(rows) for name, rows in results.items()},
-        "paired": {
-            f"{before}_{after}": {"before": before, "after": after, **mcnemar(right[before], right[after])}
-            for before, after in compared
-        },
+        "paired": paired,
         "facts": _json_safe(facts),
     }
 

@@ -69,8 +69,11 @@ def is_sampled(run: Path, number: int) -> bool:
 
 
 def round_at_hand(run: Path, rounds: int) -> int:
-    """The round that a step alone works on: the first that is not finished; the last where all are."""
-    return next((number for number in range(1, rounds) if not is_finished(run, number)), rounds)
+    """The round that a step alone works on: the first that is not finished, or does not follow from the one before as it is
+    now; the last where there is none.
+    """
+    return next((number for number in range(1, rounds) if not is_finished(run, number)
+                 or (is_finished(run, number - 1) and not _follows(run, number))), rounds)
 
 
 def questions_of_round(examples: list[dict], number: int, count: int | None) -> list[dict]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from preference.inspection.labels import LabelFile
 from preference.rounds import inputs_hash
-from sft.artefacts import content_hash, discard, is_complete, recorded_inputs
+from sft.artefacts import content_hash, discard, file_hash, is_complete, recorded_inputs
 
 if TYPE_CHECKING:
     from preference.preparation import Prepared
@@ -38,6 +38,8 @@ def training_inputs(config: DpoConfig, stage: Prepared, number: int, pairs: str,
     del train["label_noise"]  # what comes of it is an input of its own
     inputs = {"pairs": pairs, "checkpoint": checkpoint, "prompt_hash": stage.prompt_hash, "seed": config.seed, "train": train,
               "max_new_tokens": config.evaluate.max_new_tokens, "guards": config.guards.model_dump()}
+    if (dev := stage.folder / "data" / "dev.parquet").exists():  # it chooses the step and the round that are published
+        inputs["dev"] = file_hash(dev)
     return inputs | ({"before": inputs_hash(stage.folder, number - 1)} if number > 1 else {})
 
 

@@ -125,7 +125,7 @@ def is_complete(target: Path, inputs: dict, overwrite: bool = False) -> bool:
         shown = "; ".join(f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} now" for key in differing)
         raise ValueError(
             f"{target} was made with other settings or inputs ({shown[:1500]}). Finished work is not overwritten: choose "
-            "another folder (--set run=FOLDER), go back to the old settings, or add --overwrite to make this step and "
+            "another folder (--set run=FOLDER; of a comparison --output), go back to the old settings, or add --overwrite to make this step and "
             "what follows anew."
         )
     write_json(_begun_path(target), {"inputs": wanted})

@@ -85,6 +85,7 @@ def run(config, overwrite: bool) -> None:
     if complete:
         if ranks.is_main():
             print(f"{output} is complete for these settings; nothing to do")
+            save_configuration(folder, "sft", config.model_dump())  # its data may be others, e.g. another test file
         ranks.finish()
         return
     if ranks.is_main():

@@ -137,7 +137,7 @@ def _generate(model, eos, prompts, example_ids, *, samples, max_new_tokens, temp
         for number, (row, token, score) in enumerate(zip(rows, tokens, scores.tolist(), strict=True)):
             row.logp_sum += score
             row.tokens.append(token)
-            if token == eos or len(row.tokens) == max_new_tokens:
+            if token == eos or len(row.tokens) >= max_new_tokens:
                 finished.append(number)
                 in_use[row.slot] -= 1
                 ids_found = row.tokens[:-1] if token == eos else row.tokens

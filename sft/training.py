@@ -143,11 +143,13 @@ def general_text_loss(model, tokenizer: PreTrainedTokenizerBase) -> float:
     return total / count
 
 
-def mark_checkpoint(folder: Path, step: int) -> None:
-    """Say that the checkpoint of a step is whole: written by all ranks. Call it when the trainer has saved one."""
+def mark_checkpoint(folder: Path, step: int, **written: int) -> None:
+    """Say that the checkpoint of a step is whole: written by all ranks. Call it when the trainer has saved one. `written`: what a
+    run that goes on from it must have, too.
+    """
     ranks.barrier()
     if ranks.is_main():
-        write_json(folder / f"checkpoint-{step}" / "complete.json", {"step": step})
+        write_json(folder / f"checkpoint-{step}" / "complete.json", {"step": step, **written})
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:

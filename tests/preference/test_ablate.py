@@ -500,6 +500,21 @@ def test_data_that_was_linked_as_a_whole_is_linked_file_by_file(project):
         arms.prepare_folder(folder, config, {})
 
 
+def test_labels_of_an_arms_own_go_with_its_training_without_guards(project):
+    config, folder = read_configuration(arms.AblationConfig, project / "ablation.yaml", []), project / "runs/old"
+    (project / "runs/shared/labels.sqlite").write_bytes(b"shared")
+    arms.prepare_folder(folder / "last", config, {})
+    assert (folder / "last/labels.sqlite").read_bytes() == b"shared"
+    (folder / "labels.sqlite").write_bytes(b"own")
+    for labels, found in ((folder / "labels.sqlite", b"own"), (None, b"shared")):
+        arms.prepare_folder(folder / "last", config, {}, labels)
+        assert (folder / "last/labels.sqlite").read_bytes() == found and (folder / "labels.sqlite").read_bytes() == b"own"
+
+
+def test_paths_with_signs_beyond_the_basic_ones_reach_the_stage():
+    assert arms.settings_of({"run": "a😀/x"}) == ['run="a😀/x"']
+
+
 def test_a_run_folder_tells_of_stage_one_as_it_is_now(project):
     config, folder = read_configuration(arms.AblationConfig, project / "ablation.yaml", []), project / "runs/old"
     arms.prepare_folder(folder, config, {"model": "embedded"})
@@ -604,7 +619,7 @@ def test_a_failing_command_is_told_with_its_last_words_and_its_log(tmp_path):
     with pytest.raises(ValueError, match="accelerate launch stage.py ended with exit status 1: error: no room") as error:
         started.call(tmp_path / "run", [], "stage.py")
     assert str(tmp_path / "run" / "ablate.log") in str(error.value)
-    assert (tmp_path / "run" / "ablate.log").read_text() == "stage.py\nerror: no room\n"
+    assert (tmp_path / "run" / "ablate.log").read_text() == f"{PROJECT / 'stage.py'}\nerror: no room\n"
 
 
 # ------------------------------------------------------------------- the table

@@ -91,6 +91,30 @@ def test_overwrite_keeps_what_is_equal_and_says_how_to_make_it_anew(stage, capsy
     assert made(("pairs",), False) and pairs.with_suffix(".complete.json").exists()
 
 
+def test_a_step_alone_takes_no_files_that_were_made_of_other_samples(stage):
+    place, config = stage.folder / "round-1", read_configuration(DpoConfig, CONFIGURATION, [f"run={stage.folder}"])
+    candidates, verdicts, pairs = (place / f"{name}.parquet" for name in ("candidates", "verdicts", "pairs"))
+    for path, schema in ((candidates, CANDIDATES_SCHEMA), (verdicts, VERDICTS_SCHEMA), (pairs, PAIRS_SCHEMA)):
+        write_parquet(path, [], schema)
+    for step, target, made_of in (("pairs", verdicts, {"candidates": "others"}),
+                                  ("train", pairs, {"candidates": file_hash(candidates), "verdicts": "others"})):
+        for path in (candidates, verdicts, pairs):
+            mark_complete(path, made_of if path == target else {}, {})
+        name = list(made_of)[-1]
+        with pytest.raises(ValueError, match=f"{target} was made of other {name} than .* Make it anew first: .* --overwrite"):
+            run_round(config, stage, 1, (step,), False)
+
+
+def test_verdicts_are_made_in_the_shards_of_the_samples(stage, monkeypatch):
+    asked = []
+    monkeypatch.setattr("preference.sampling.judge", lambda *arguments, **options: asked.append(options["shard_size"]))
+    write_parquet(stage.folder / "round-1" / "candidates.parquet", [], CANDIDATES_SCHEMA)
+    mark_complete(stage.folder / "round-1" / "candidates.parquet", {"shard_size": 8}, {})
+    config = read_configuration(DpoConfig, CONFIGURATION, [f"run={stage.folder}", "sample.shard_size=16"])
+    run_round(config, stage, 1, ("judge",), False)
+    assert asked == [8]
+
+
 def test_a_round_that_has_no_pairs_any_more_keeps_no_adapter_of_other_pairs(stage):
     config, place = read_configuration(DpoConfig, CONFIGURATION, [f"run={stage.folder}"]), stage.folder / "round-1"
     write_parquet(place / "verdicts.parquet", [], VERDICTS_SCHEMA)

@@ -12,6 +12,7 @@ from trl import DPOConfig, DPOTrainer
 
 from preference.dpo_trainer import ExecutionDPOTrainer, preference_collator
 from preference.dpo_training import (
+    check_resumable,
     deepspeed_configuration,
     gathered_adapter,
     tokenized_pairs,
@@ -24,7 +25,7 @@ from sft.checkpoint import fingerprint, load_adapter, load_base, load_tokenizer,
 from sft.configuration import DpoConfig, read_configuration
 from sft.order import global_batches
 from sft.prompt import completion_ids, prompt_ids, render
-from sft.training import lora_model
+from sft.training import lora_model, mark_checkpoint
 
 CONTEXT = "CREATE TABLE pet (name TEXT, age INTEGER)"
 SIDES = {
@@ -473,3 +474,20 @@ def test_the_launch_configuration_goes_before_the_key(monkeypatch):
     assert zero_settings(2, "none") == (3, "cpu")
     # trl must not find accelerate's own DeepSpeed configuration beside ours.
     assert "ACCELERATE_USE_DEEPSPEED" not in os.environ
+
+
+# --------------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize(("written", "now", "refused"), [
+    ({}, (2, 2), False), ({"ranks": 1, "zero_stage": 2}, (1, 2), False), ({"ranks": 1, "zero_stage": 0}, (2, 0), False),
+    ({"ranks": 1, "zero_stage": 2}, (2, 2), True), ({"ranks": 1, "zero_stage": 2}, (1, 3), True),
+    ({"ranks": 1, "zero_stage": 2}, (1, 0), True), ({"ranks": 1, "zero_stage": 0}, (1, 2), True)])
+def test_deepspeed_goes_on_only_with_the_ranks_and_the_stage_that_wrote_a_checkpoint(tmp_path, written, now, refused):
+    mark_checkpoint(tmp_path, 3, **written)
+    if refused:
+        with pytest.raises(ValueError, match=r"checkpoint-3 was written by 1 rank\(s\) under ZeRO stage .*or delete .* from its start"):
+            check_resumable(str(tmp_path / "checkpoint-3"), *now)
+    else:
+        check_resumable(str(tmp_path / "checkpoint-3"), *now)
+    check_resumable(None, *now)

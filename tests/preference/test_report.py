@@ -77,6 +77,12 @@ def test_paired_compares_neighbours_and_first_with_last():
     assert summarise("test", {"base": two["base"]}, {})["paired"] == {}
 
 
+def test_names_with_underscores_make_no_comparison_of_another():
+    paired = summarise("test", {name: three_models()["base"] for name in ("sft", "dpo_v1", "sft_dpo", "v1")}, {})["paired"]
+    assert [(one["before"], one["after"]) for one in paired.values()] == [
+        ("sft", "dpo_v1"), ("dpo_v1", "sft_dpo"), ("sft_dpo", "v1"), ("sft", "v1")]
+
+
 @pytest.mark.parametrize(("results", "message"), [
     ({}, "no model"),
     ({"base": []}, "no question"),

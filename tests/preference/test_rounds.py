@@ -72,6 +72,15 @@ def test_a_step_alone_works_on_the_first_round_that_is_not_finished(tmp_path):
     assert round_at_hand(tmp_path, 3) == 3 and round_at_hand(tmp_path, 2) == 2
 
 
+def test_a_step_alone_begins_with_the_round_that_started_from_another_adapter(tmp_path):
+    for number in range(3):
+        finish(tmp_path, number, 0.5)
+    assert round_at_hand(tmp_path, 3) == 3
+    shutil.rmtree(adapter_of(tmp_path, 0))
+    finish(tmp_path, 0, 0.5, weights="others")
+    assert round_at_hand(tmp_path, 3) == 1, "stage one is another one"
+
+
 def test_rounds_that_follow_from_each_other(tmp_path):
     for number in range(4):
         finish(tmp_path, number, 0.5)

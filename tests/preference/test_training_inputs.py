@@ -61,3 +61,11 @@ def test_words_of_people_are_known_by_what_they_say(tmp_path):
     assert words_hash(first.path) == said
     first.close()
     second.close()
+
+
+def test_training_depends_on_the_questions_that_choose_what_is_published(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dev.parquet").write_bytes(b"one")
+    before = inputs_of(tmp_path, 1)
+    (tmp_path / "data" / "dev.parquet").write_bytes(b"other")
+    assert {key for key, value in inputs_of(tmp_path, 1).items() if value != before[key]} == {"dev"}
