@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from sqlglot import exp
 
-from reward.dates import is_date, whole_date
+from reward.dates import dates_for, is_date, may_hold_dates, read_as_date
 from reward.names import Names, Place
 from reward.schema import ColumnKey, Schema
 
@@ -12,7 +12,6 @@ COMPARISONS = {exp.EQ: "=", exp.NEQ: "<>", exp.GT: ">", exp.GTE: ">=", exp.LT: "
 # What x is more than v where x - 1, x + 1, x * 1 or x / 1 is v.
 _SOLVED = {exp.Sub: 1, exp.Add: -1, exp.Mul: 0, exp.Div: 0}
 _MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "<>": "<>"}
-_DATE_FUNCTIONS = ("DATE", "DATETIME", "JULIANDAY", "UNIXEPOCH", "STRFTIME")
 _NEGATED = {"=": "<>", "<>": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">", "like": "not like", "in": "not in"}
 _NEGATED |= {"between": "not between", "null": "not null"} | {"not like": "like", "not in": "in"}
 
@@ -61,7 +60,8 @@ class Reading:
 
     `grouped`: columns of GROUP BY. `determining`: columns that must settle others of their table because gold groups
     by them and shows the others bare; `keys`: those of them that must be unique, because the group is made by a join.
-    `dated`: columns that date functions are called on. `single`: values that one row may have, because gold takes the subquery `WHERE column = value` for one value and
+    `dated`: columns that date functions read as dates.
+    `single`: values that one row may have, because gold takes the subquery `WHERE column = value` for one value and
     SQLite would take whichever row comes first.
     """
 
@@ -84,9 +84,10 @@ def read_conditions(tree: exp.Expression | None, schema: Schema) -> Reading:
     selects = list(tree.find_all(exp.Select))
     reader = _Reader(schema, reading, {id(select): index for index, select in enumerate(selects)})
     for call in tree.find_all(exp.TimeToStr, exp.Date, exp.Anonymous):
-        if not isinstance(call, exp.Anonymous) or call.name.upper() in _DATE_FUNCTIONS:
-            keys = map(reader.key, call.find_all(exp.Column))
-            reading.dated.update(key for key in keys if key)
+        value = read_as_date(call)
+        key = reader.key(value) if isinstance(value, exp.Column) else None
+        if key and may_hold_dates(schema.column(key)):
+            reading.dated.add(key)
     reading.scopes += [reader.scope(select) for select in selects]
     for index, place in reader.outputs.items():
         reading.scopes[index].output = place
@@ -259,11 +260,10 @@ class _Reader(Names):
 
     def dates_of(self, key: ColumnKey | None, values: list, compared: exp.Expression, operator: str) -> list:
         """The dates that a column of dates has for what a part of it is compared with; other columns' values as they are."""
-        whole = isinstance(compared, exp.Column) and operator != "like"
-        if key is None or whole or not (key in self.reading.dated or is_date(self.schema.column(key))):
+        if key is None or (isinstance(compared, exp.Column) and operator != "like"):
             return values
-        dates = [whole_date(value) or (None if key in self.reading.dated else value) for value in values]
-        return [date for date in dates if date is not None]
+        column, certain = self.schema.column(key), key in self.reading.dated
+        return dates_for(values, compared, certain) if certain or (is_date(column) and may_hold_dates(column)) else values
 
     def relate(self, left, right, operator: str, select: exp.Select, scope: Scope, negated: bool) -> None:
         """A comparison of a column with another column or with the first column of a subquery."""

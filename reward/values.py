@@ -6,7 +6,7 @@ import random
 import re
 
 from reward.conditions import Condition
-from reward.dates import is_date, whole_date
+from reward.dates import date_like, is_date
 from reward.schema import Column
 
 _WORDS = (
@@ -32,8 +32,8 @@ def near_misses(value: object, near: bool) -> list:
         return misses + ([core.swapcase()] if near else [])
     if DATE.fullmatch(value):
         year, month, day = map(int, value.split("-"))
-        return [f"{value[:8]}{day % 28 + 1:02d}", f"{year + 1:04d}{value[4:]}", f"{year - 1:04d}{value[4:]}",
-                f"{value[:5]}{month % 12 + 1:02d}{value[7:]}"]
+        misses = [f"{value[:8]}{day % 28 + 1:02d}", f"{year + 1:04d}{value[4:]}", f"{year - 1:04d}{value[4:]}"]
+        return misses + [f"{value[:5]}{month % 12 + 1:02d}{value[7:]}"] * (day <= 28)  # no 31st of June
     if re.fullmatch(r"-?\d+(\.\d+)?", value):
         number = float(value) if "." in value else int(value)
         return [f"{number + 1}", f"{number - 1}", f"{value}0"]
@@ -80,7 +80,7 @@ def candidates_for(condition: Condition, dated: bool = False) -> list:
     values: list = []
     for value in condition.values:
         if dated and condition.operator.endswith("like"):
-            value = whole_date(value) or value
+            value = date_like(value) or value
         values += [value, *near_misses(value, near=False)]
     return values
 

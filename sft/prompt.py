@@ -15,8 +15,8 @@ INSTRUCTION = "Answer with one SQLite query."
 # The completion of a question that the schema cannot answer.
 UNANSWERABLE = "UNANSWERABLE"
 
-# At the start of a line, or after a colon in one that is no comment.
-_SELECT = re.compile(r"(?:^|\n)(?:(?!\s*--)[^\n]*?:)??\s*((?:SELECT|WITH)\b.*)", re.IGNORECASE | re.DOTALL)
+# At the start of a line, or after a colon in one that begins with no comment.
+_SELECT = re.compile(r"(?:^|\n)(?:(?!\s*(?:--|/\*))[^\n]*?:)??\s*((?:SELECT|WITH)\b.*)", re.IGNORECASE | re.DOTALL)
 _STATEMENT = re.compile(
     r"(SELECT|WITH|VALUES|ALTER|ANALYZE|ATTACH|BEGIN|CREATE|DELETE|DETACH|DROP|INSERT|PRAGMA|REPLACE|UPDATE|VACUUM)\b",
     re.IGNORECASE,

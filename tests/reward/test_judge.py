@@ -246,7 +246,8 @@ def test_command_reports_bad_lines_and_resumes(tmp_path, judges):
     assert result.returncode == 2 and "other settings" in result.stderr and target.read_bytes() == whole
 
 
-EVENTS = "CREATE TABLE event (name TEXT, start_date {}, hired TEXT, founded DATE, code TEXT)"
+EVENTS = ("CREATE TABLE event (name TEXT, start_date {}, hired TEXT, founded DATE, code TEXT, update_count INTEGER, "
+          "candidates TEXT, epoch INTEGER)")
 
 
 @pytest.mark.parametrize("declared", ["DATE", "VARCHAR"])
@@ -265,6 +266,15 @@ EVENTS = "CREATE TABLE event (name TEXT, start_date {}, hired TEXT, founded DATE
      ["founded >= '2000-01-01' AND founded < '2006-01-01'"], ["founded BETWEEN '2000' AND '2005'"]),
     ("founded = 2016", ["founded = '2016'"], ["founded > 2016"]),
     ("code LIKE '2016%'", ["substr(code, 1, 4) = '2016'"], ["code = '2016'", "code LIKE '%2016%'"]),
+    ("strftime('%d', hired) = '31'", ["hired LIKE '%-31'"], ["strftime('%m', hired) = '31'"]),
+    ("julianday(founded) - julianday(hired) > 30", ["julianday(founded) > julianday(hired) + 30"],
+     ["julianday(founded) - julianday(hired) > 31", "julianday(founded) - julianday(hired) >= 30"]),
+    # Names with "date" in them whose columns hold none, and what is no beginning of a date.
+    ("ABS(update_count) = 7", ["update_count IN (7, -7)"], ["update_count = 8"]),
+    ("candidates LIKE '2%'", ["substr(candidates, 1, 1) = '2'"], ["candidates LIKE '2016%'"]),
+    ("candidates LIKE '2016'", ["candidates = '2016'"], ["candidates LIKE '2016%'"]),
+    ("substr(candidates, -4) = '2016'", ["candidates LIKE '%2016'"], ["candidates LIKE '2016%'"]),
+    ("strftime('%Y', epoch, 'unixepoch') = '1970'", ["epoch BETWEEN 0 AND 31535999"], ["epoch < 0"]),
 ])
 def test_dates_are_whole_where_gold_asks_for_a_part_of_them(judges, declared, gold, right, wrong):
     query = "SELECT name FROM event WHERE {}".format

@@ -171,7 +171,8 @@ def test_canonical_sql_folds_form_but_not_meaning():
     ("SELECT É FROM t", "SELECT é FROM t"),
     ("SELECT a FROM t WHERE a = 1 AND b = 2", "SELECT a FROM t WHERE a = 1AND b = 2"),
     ("SELECT x 'zz' FROM t", "SELECT x'zz' FROM t", "SELECT x'aa' FROM t"),
-    ("SELECT a \x0bFROM t", "SELECT a\x0b FROM t"),
+    ("SELECT a \x0bFROM t", "SELECT a\x0b FROM t", "SELECT/**/\x0ba FROM t"),
+    ("SELECT 1 AS x", "SELECT 1\ufeffAS x"),
     ("SELECT a FROM t WHERE b = 'order'", 'SELECT a FROM t WHERE b = "order"', "SELECT a FROM t WHERE b = [order]"),
     ("SELECT a FROM t WHERE b IS c", "SELECT a FROM t WHERE b <=> c"),
 ])

@@ -154,6 +154,7 @@ def test_the_text_of_eos_within_a_query_is_text(tokenizer):
         ("SQL: SELECT a FROM t", "SELECT a FROM t"),
         ("```SELECT\n a FROM t```", "SELECT\n a FROM t"),
         ("-- Query: select all names\nSELECT a FROM t", "SELECT a FROM t"),
+        ("/* plan: SELECT */\nSELECT a FROM t", "SELECT a FROM t"),
         ("I think:\n\nselect a FROM t WHERE b = 'x: select'", "select a FROM t WHERE b = 'x: select'"),
         ("Sure.\nSELECT a FROM t", "SELECT a FROM t"),
         # Nothing is repaired: what follows the query, or is none, goes to the judge as it is.
