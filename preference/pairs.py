@@ -7,6 +7,7 @@ import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from typing import get_args
 
 import pyarrow as pa
 
@@ -15,6 +16,7 @@ from preference.margins import RAN, margin_of
 from reward.queries import canonical_sql
 from reward.tokens import tokenize
 from sft.artefacts import content_hash
+from sft.configuration import Pairs
 from sft.prompt import render, target_text
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -31,9 +33,6 @@ PAIRS_SCHEMA = pa.schema([
     ("prompt_hash", pa.string()), ("person_label", pa.string()),
 ])
 DROPPED_SCHEMA = pa.schema([("example_id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
-STRATEGIES = ("nearest", "farthest", "random", "hardest")
-CHOSEN = ("sample", "gold", "sample-or-gold")
-WEIGHTS = ("none", "kill_score")
 # Among how many combinations, the best by the strategy, the balance of lengths may choose.
 _BALANCED_AMONG = 4
 
@@ -197,8 +196,8 @@ def build_pairs(examples: list[dict], candidates: list[dict], verdicts: list[dic
 
     Raises ValueError for a word that an option does not know, and as `judged_samples` does.
     """
-    for name, word, allowed in (("strategy", strategy, STRATEGIES), ("chosen", chosen, CHOSEN), ("weights", weights, WEIGHTS)):
-        if word not in allowed:
+    for name, word in (("strategy", strategy), ("chosen", chosen), ("weights", weights)):
+        if word not in (allowed := get_args(Pairs.model_fields[name].annotation)):
             raise ValueError(f"{name}: found {word!r}. Allowed are {', '.join(allowed)}. Choose one of them.")
     if per_question < 1:
         raise ValueError(f"per_question: found {per_question}. Allowed is a whole number of at least 1.")

@@ -21,6 +21,7 @@ KEYWORDS = frozenset(
     " GROUP HAVING IN INNER INTERSECT IS ISNULL JOIN LEFT LIKE LIMIT MATCH NATURAL NOT NOTNULL NULL OFFSET ON"
     " OR ORDER OUTER REGEXP RIGHT SELECT THEN UNION USING VALUES WHEN WHERE WITH".split()
 )
+_NOT_BARE = apsw.keywords | {"TRUE", "FALSE"}  # words that SQLite reads otherwise without quotes
 _SAME_OPERATORS = {"!=": "<>", "==": "="}
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)  # SQLite folds the case of ASCII letters alone
 _DATE_FUNCTIONS = ("DATE", "TIME", "DATETIME", "JULIANDAY", "UNIXEPOCH", "STRFTIME", "TIMEDIFF")
@@ -88,7 +89,7 @@ def _folded(tokens: list[Token], position: int) -> str:
         return word.upper() if word.isascii() and word.upper() in apsw.keywords else word.translate(_LOWER)
     if token.kind == "name" or (token.kind == "double" and not _is_value(tokens, position)):
         word = word.translate(_LOWER)
-        if re.fullmatch(r"[a-z_]\w*", word, re.ASCII) and word.upper() not in (*apsw.keywords, "TRUE", "FALSE"):
+        if re.fullmatch(r"[a-z_]\w*", word, re.ASCII) and word.upper() not in _NOT_BARE:
             return word
         mark = "`" if _is_value(tokens, position) else '"'
         return mark + word.replace(mark, 2 * mark) + mark

@@ -206,7 +206,9 @@ def _write(
     changed: dict[str, int],
 ) -> dict[str, int]:
     """Write quarantine and splits, print what became of the rows, and mark the folder complete."""
-    with atomic_path(folder / "quarantine.jsonl") as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
+    # backslashreplace: half characters, for which a row is here, are written as JSON writes them.
+    with (atomic_path(folder / "quarantine.jsonl") as temporary,
+          open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file):
         for entry in quarantine:
             # Parquet and hub rows may hold dates or bytes.
             file.write(json.dumps(entry, ensure_ascii=False, default=str) + "\n")
