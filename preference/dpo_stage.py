@@ -32,7 +32,7 @@ def train_round(config, sft_config: dict, folder: Path, number: int, tokenizer, 
     step, that of the last step trained stands in dpo/last, to compare with; nothing goes on from it.
     """
     from preference.dpo_training import train_dpo
-    from preference.guards import gathered_adapter
+    from preference.guards import drawn, gathered_adapter
 
     started = time.time()
     settings = config.train
@@ -49,7 +49,7 @@ def train_round(config, sft_config: dict, folder: Path, number: int, tokenizer, 
                          place=None if is_deepspeed_zero3_enabled() else ranks.device())
         return load_adapter(base, adapter, base_fingerprint=base_fingerprint, trainable=True)
 
-    watched = load(folder / "data", "dev")[: config.guards.questions]
+    watched = drawn(load(folder / "data", "dev"), config.guards.questions)
 
     def evaluate_policy(policy, step: int) -> dict:
         return evaluate(policy, tokenizer, watched, seed=sft_config["seed"], schema_style=provenance["prompt"]["schema_style"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,13 @@ from sft.training import finite
 
 # Share of a measure, its name in a sentence.
 SHARES = {"execution_accuracy": "execution accuracy", "valid_sql": "the share of valid SQL", "ended_with_eos": "the EOS rate"}
+
+
+def drawn(examples: list, count: int) -> list:
+    """`count` of the examples (all where there are fewer), the same ones in every run. Sources often sort their rows by kind or
+    difficulty, so the first ones would not speak for the others.
+    """
+    return random.Random("guards").sample(examples, min(count, len(examples)))
 
 
 def gathered_adapter(model) -> dict:

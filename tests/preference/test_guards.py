@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from preference.dpo_training import gathered_adapter, tokenized_pairs, train_dpo
-from preference.guards import best_step, limit_passed
+from preference.guards import best_step, drawn, limit_passed
 from sft.artefacts import content_hash
 from sft.checkpoint import fingerprint, load_adapter, load_base, load_tokenizer, save_adapter
 from sft.configuration import DpoConfig, read_configuration
@@ -58,6 +58,13 @@ def test_the_shipped_limits_stop_the_fall_measured_at_a_harmful_learning_rate(fi
     limits = {"execution_accuracy": guards.max_accuracy_drop, "valid_sql": 1.0, "ended_with_eos": 1.0, "chosen_logp": 10.0}
     assert limit_passed(row(0, accuracy=0.38), row(15, accuracy=0.34), limits) is None
     assert "from 38.0% to 28.0%" in limit_passed(row(0, accuracy=0.38), row(15, accuracy=0.28), limits)
+
+
+def test_questions_are_drawn_from_the_whole_development_split_and_the_same_every_time():
+    rows = ["hard"] * 300 + ["easy"] * 700  # as a source may sort them
+    assert drawn(rows, 200) == drawn(rows, 200) and len(drawn(rows, 200)) == 200
+    assert 45 <= drawn(rows, 200).count("hard") <= 75  # 60 are expected
+    assert sorted(drawn(list(range(5)), 200)) == [0, 1, 2, 3, 4]
 
 
 def test_the_best_step_is_within_the_limits_and_the_later_of_equal_ones():
