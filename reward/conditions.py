@@ -263,7 +263,7 @@ class _Reader(Names):
         if key is None or (isinstance(compared, exp.Column) and operator != "like"):
             return values
         column, certain = self.schema.column(key), key in self.reading.dated
-        return dates_for(values, compared, certain) if certain or (is_date(column) and may_hold_dates(column)) else values
+        return dates_for(values, compared, certain) if certain or is_date(column) else values
 
     def relate(self, left, right, operator: str, select: exp.Select, scope: Scope, negated: bool) -> None:
         """A comparison of a column with another column or with the first column of a subquery."""

@@ -10,14 +10,16 @@ from reward.schema import Column
 _FUNCTIONS = ("DATE", "DATETIME", "JULIANDAY", "UNIXEPOCH", "STRFTIME")
 # A year, month and day, of which the end may be missing, as in 2016-05- of LIKE '2016-05-%'.
 _DATE_PART = re.compile(r"([12]\d{3})(?:-(0[1-9]|1[0-2])(?:-(\d\d))?)?-?", re.ASCII)
+_NAMED_DATE = re.compile(r"(?<!candi)(?<!man)date")
 _FIRST_DAY = datetime.date(2015, 6, 1)
 _MOST_DAYS = 9999  # a difference of more is none of days
 
 
 def is_date(column: Column) -> bool:
-    """Whether a column holds dates, by its name and type."""
+    """Whether a column holds dates, by its name and type: birthdate or DATETIME, but neither candidate nor an INTEGER."""
     declared = column.declared.upper() if column.affinity == "numeric" else ""
-    return "date" in column.name.lower() or "DATE" in declared or "TIME" in declared
+    named = _NAMED_DATE.search(column.name.lower()) is not None
+    return may_hold_dates(column) and (named or "DATE" in declared or "TIME" in declared)
 
 
 def may_hold_dates(column: Column) -> bool:

@@ -4,7 +4,7 @@ import random
 
 from reward.checks import read_checks
 from reward.conditions import Condition, Reading
-from reward.dates import is_date, may_hold_dates
+from reward.dates import is_date
 from reward.schema import ColumnKey, Schema
 from reward.values import candidates_for, fresh_value, holds, near_misses, random_value
 
@@ -61,7 +61,7 @@ class Pools:
         options = list(self._pool(self._find(key)))
         wanted = wanted + [(check, True) for check in self.checks.get(key, ())]
         column = self.schema.column(key)
-        dated = key in self.reading.dated or (is_date(column) and may_hold_dates(column))
+        dated = key in self.reading.dated or is_date(column)
         for condition, _ in wanted:
             options += candidates_for(condition, dated)
         if any(condition.operator == "null" for condition, _ in wanted):

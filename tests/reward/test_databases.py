@@ -7,6 +7,7 @@ from reward.databases import make_database
 from reward.queries import parse
 from reward.sandbox import Database, DatabaseError, Sandbox
 from reward.schema import read_schema, redeclare_numeric
+from reward.values import DATE
 
 DDL = """CREATE TABLE band (id INTEGER PRIMARY KEY, name TEXT NOT NULL, town TEXT);
 CREATE TABLE album (album_id INTEGER PRIMARY KEY, band_id INT REFERENCES band(id), title TEXT, sold VARCHAR)"""
@@ -65,6 +66,18 @@ def test_text_column_compared_with_a_number_is_declared_numeric(schema, reading)
     declared = redeclare_numeric(schema, reading.numeric)
     assert "sold NUMERIC" in " ".join(declared.ddl) and "title TEXT" in " ".join(declared.ddl)
     assert schema.tables["album"].columns["sold"].declared == "VARCHAR"
+
+
+@pytest.mark.parametrize("column, declared, dates", [
+    ("release_date", "VARCHAR", True), ("birthdate", "TEXT", True), ("updated", "TEXT", True), ("Dates", "VARCHAR", True),
+    ("opened", "DATETIME", True), ("candidates", "VARCHAR", False), ("mandate", "TEXT", False), ("candidate_id", "INT", False),
+    ("date_id", "INTEGER", False), ("date_score", "REAL", False), ("title", "VARCHAR", False),
+])
+def test_columns_of_dates_are_known_by_name_and_type(sandbox, column, declared, dates):
+    schema = read_schema(sandbox.describe(Database(column, column, "schema", None, (f"CREATE TABLE t ({column} {declared})",))))
+    reading = read_conditions(parse(f"SELECT {column} FROM t"), schema)
+    values = [row[0] for row in rows_of(make_database(schema, reading, "near", "1"))["t"] if row[0] is not None]
+    assert values and all((DATE.fullmatch(str(value)) is not None) == dates for value in values)
 
 
 @pytest.mark.parametrize("seed", ["1", "2", "3", "4", "5"])
