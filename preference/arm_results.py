@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.box import SIMPLE
@@ -181,7 +182,7 @@ def summary(*folders: Path, against: str | None = None) -> dict:
     arms = dict(sorted(arms.items(), key=lambda item: (item[0] != against, item[0] != "default", item[0])))
     alone = list(wilson_interval(adapters[0]["right"].count("1"), first["n"])) if len(adapters) == 1 else None
     table = {"results": list(map(str, folders)), "data": first["data"], "n": first["n"], "questions": first["questions"],
-             "against": against, "sft": {key: mean([adapter[key] for adapter in adapters]) for key in MEASURES}
+             "against": against, "sft": {key: fmean([adapter[key] for adapter in adapters]) for key in MEASURES}
              | {"accuracies": [adapter["execution_accuracy"] for adapter in adapters], "ci95": alone}}
     for state in STATES:
         rows = []
@@ -190,11 +191,11 @@ def summary(*folders: Path, against: str | None = None) -> dict:
             steps, changes = zip(*(trained(result, state) for result in seeds.values()), strict=True)
             changes = [change for change in changes if change is not None]
             row = {"arm": arm, "seeds": [seed for _, seed in models], "folders": [place for place, _ in models],
-                   **{key: mean([model[key] for model in models.values()]) for key in MEASURES},
+                   **{key: fmean([model[key] for model in models.values()]) for key in MEASURES},
                    "accuracies": [model["execution_accuracy"] for model in models.values()],
-                   "pairs": mean([result["pairs"] for result in seeds.values()]),
-                   "steps": None if None in steps else mean(steps),
-                   "chosen_logp_change": mean(changes) if changes else None,
+                   "pairs": fmean([result["pairs"] for result in seeds.values()]),
+                   "steps": None if None in steps else fmean(steps),
+                   "chosen_logp_change": fmean(changes) if changes else None,
                    "against_sft": compared([adapters[place]["right"] for place, _ in models],
                                            [model["right"] for model in models.values()])}
             if arm != against and against in arms:
@@ -229,10 +230,6 @@ def chosen_change(rounds: Sequence[dict | None] | None, end: str) -> float | Non
     if not rounds or any(one is None or None in (one["start"], one[end]) for one in rounds):
         return None
     return sum(one[end] - one["start"] for one in rounds)
-
-
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 # --------------------------------------------------------------------- showing them
@@ -291,10 +288,15 @@ def explanation(table: dict) -> str:
             "that was measured. Chosen logp: change from the first step to that one, nats a token, on the guards' pairs." + own + chosen)
 
 
+def titles(table: dict) -> dict[str, str]:
+    """The states to show, with their titles: one alone where every arm publishes its last step."""
+    return STATES if table["last"] != table["published"] else {"last": "At the last step, which is what is published"}
+
+
 def markdown(table: dict) -> str:
     """The table for a Markdown file."""
     lines = []
-    for state, title in STATES.items():
+    for state, title in titles(table).items():
         lines += [f"**{title}** ({table['data']}, n = {table['n']})", "", "| " + " | ".join(headings(table)) + " |",
                   "|" + "---|" * len(HEADINGS), *("| " + " | ".join(cells(row)) + " |" for row in table[state]), ""]
     return "\n".join([*lines, explanation(table)])
@@ -303,7 +305,7 @@ def markdown(table: dict) -> str:
 def print_table(table: dict) -> None:
     """The table in the terminal."""
     console = Console()
-    for state, title in STATES.items():
+    for state, title in titles(table).items():
         # In two parts, since a terminal is 80 characters wide: what the arm reached, and how healthy its model is.
         for part, places in (("", range(8)), (", health", (0, *range(8, len(HEADINGS))))):
             shown = Table(title=Text(f"{title}{part}: {table['data']}, n = {table['n']}"), title_justify="left",
