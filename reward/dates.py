@@ -16,10 +16,14 @@ _MOST_DAYS = 9999  # a difference of more is none of days
 
 
 def is_date(column: Column) -> bool:
-    """Whether a column holds dates, by its name and type: birthdate or DATETIME, but neither candidate nor an INTEGER."""
+    """Whether a column holds dates, by its name and type: birthdate or DATETIME, but no text named candidate, no INTEGER or REAL."""
     declared = column.declared.upper() if column.affinity == "numeric" else ""
-    named = _NAMED_DATE.search(column.name.lower()) is not None
-    return may_hold_dates(column) and (named or "DATE" in declared or "TIME" in declared)
+    return may_hold_dates(column) and (is_named_date(column) or "DATE" in declared or "TIME" in declared)
+
+
+def is_named_date(column: Column) -> bool:
+    """Whether a column's name speaks of dates; where gold calls a date function on it, it holds some whatever its type."""
+    return _NAMED_DATE.search(column.name.lower()) is not None
 
 
 def may_hold_dates(column: Column) -> bool:

@@ -281,3 +281,14 @@ def test_dates_are_whole_where_gold_asks_for_a_part_of_them(judges, declared, go
     task = {"id": "1", "gold": query(gold), "context": EVENTS.format(declared), "candidates": list(map(query, right + wrong))}
     verdicts = [verdict["verdict"] for verdict in judges["generated"].question(task)["verdicts"]]
     assert verdicts == ["correct"] * len(right) + ["wrong"] * len(wrong)
+
+
+@pytest.mark.parametrize("declared", ["INTEGER", "REAL"])
+def test_numbers_named_dates_hold_dates_where_gold_calls_a_date_function_on_them(judges, declared):
+    query = "SELECT COUNT(*) FROM orders WHERE {}".format
+    wrong = ["city = 'Rome'", "strftime('%Y', order_date) = '2011' OR city = 'Rome'"]
+    task = {"id": "1", "gold": query("strftime('%Y', order_date) = '2010' OR city = 'Rome'"),
+            "context": f"CREATE TABLE orders (id INTEGER, order_date {declared}, city TEXT, amount REAL)",
+            "candidates": [query("city = 'Rome' OR strftime('%Y', order_date) = '2010'"), *map(query, wrong)]}
+    verdicts = [verdict["verdict"] for verdict in judges["generated"].question(task)["verdicts"]]
+    assert verdicts == ["correct", "wrong", "wrong"]
