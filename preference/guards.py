@@ -22,10 +22,11 @@ SHARES = {"execution_accuracy": "execution accuracy", "valid_sql": "the share of
 
 
 def drawn(examples: list, count: int) -> list:
-    """`count` of the examples (all where there are fewer), the same ones in every run. Sources often sort their rows by kind or
-    difficulty, so the first ones would not speak for the others.
+    """`count` of a split's examples (all where there are fewer) in its order, the same ones in every run. Sources often sort their
+    rows by kind or difficulty, so the first ones would not speak for the others.
     """
-    return random.Random("guards").sample(examples, min(count, len(examples)))
+    places = random.Random("guards").sample(range(len(examples)), min(count, len(examples)))
+    return [examples[place] for place in sorted(places)]
 
 
 def gathered_adapter(model) -> dict:
