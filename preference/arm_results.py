@@ -19,7 +19,7 @@ from preference.significance import mcnemar, paired_bootstrap, sign_flip_p, wils
 
 MEASURES = ("execution_accuracy", "valid_sql", "unclear", "ended_with_eos", "mean_tokens")
 # What is measured of each arm: the adapter of the last step, and the one that the stage would publish.
-STATES = {"last": "At the last step, guards off", "published": "As the guards publish"}
+STATES = {"last": "At the last step, guards off", "published": "As published"}
 # What the table reads of an arm's training.
 TRAINING = ("rounds", "pairs", "steps", "chosen_logp", "kept_steps", "stopped", "published_is")
 

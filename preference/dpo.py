@@ -186,8 +186,8 @@ def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: boo
                 discard_without_pairs(trained, inputs, overwrite)
             return False
         if config.train.label_noise is not None:
-            share = label_smoothing(config.train.label_noise, pairs_file, labels_file) if ranks.is_main() else None
-            inputs["label_smoothing"] = ranks.gather(share)[0]
+            made = [round_folder(folder, earlier) / "pairs.parquet" for earlier in range(1, number + 1)]
+            inputs["label_smoothing"] = ranks.gather(ranks.is_main() and label_smoothing(config.train.label_noise, made, labels_file))[0]
         if pending("train", trained, inputs):
             from preference.dpo_stage import train_round
 

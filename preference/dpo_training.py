@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-# The names of trl's arguments that keys of ours already set.
+# The names of trl's arguments that keys of ours already set, or that would change nothing: rows are tokenised and padded here.
 RESERVED = {"output_dir", "max_steps", "num_train_epochs", "learning_rate", "warmup_steps", "beta", "loss_type",
             "loss_weights", "label_smoothing", "per_device_train_batch_size", "gradient_accumulation_steps",
             "gradient_checkpointing", "seed", "bf16", "fp16", "use_cpu", "max_length", "save_strategy", "save_steps",
             "deepspeed", "train_sampling_strategy", "save_total_limit", "save_only_model", "load_best_model_at_end",
-            "eval_strategy", "precompute_ref_log_probs", "remove_unused_columns"}
+            "eval_strategy", "precompute_ref_log_probs", "remove_unused_columns", "truncation_mode", "pad_to_multiple_of",
+            "padding_free"}
 
 
 def zero_settings(stage: int, offload: str) -> tuple[int, str]:
@@ -161,7 +162,7 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
               gradient_checkpointing: bool, max_length: int, save_steps: int, zero_stage: int, offload: str, bf16: bool,
               seed: int, trl: dict, checkpoint: str, steps: int | None = None, margin_scale: float = 0.0,
               shared_token_weight: float = 1.0, reference_weight: float = 1.0, guards: dict | None = None,
-              evaluate: Callable | None = None) -> tuple[object, dict, dict]:
+              evaluate: Callable | None = None, sft: dict | None = None) -> tuple[object, dict, dict]:
     """Train; gives (model, the whole weights of the adapter to keep, facts: {steps, start, log, and with guards theirs}).
 
     `load_policy()` gives the base model with the SFT adapter, trainable; it is called once ZeRO is set up, so that
@@ -171,7 +172,8 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
     the SFT adapter. The columns `margin` and `weight` of the pairs enter the loss as `preference.loss_terms` says.
 
     `guards`: the keys of that section; `evaluate(model, step)` gives what they watch, {execution_accuracy, valid_sql,
-    ended_with_eos, ...}. With guards.keep: best the adapter to keep is that of the best guard step, not the model's own.
+    ended_with_eos, ...}; in a later round `sft` is what they gave for the SFT adapter. With guards.keep: best the adapter to
+    keep is that of the best guard step, not the model's own. Raises ValueError where its weights are no numbers any more.
     """
     from transformers import TrainerCallback
 
@@ -217,7 +219,7 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
                                       callbacks=[Mark()])
         trainer.shared_token_weight, trainer.reference_weight = shared_token_weight, reference_weight
         if guards and guards["every_steps"]:
-            guard = Guards(trainer, folder, evaluate=evaluate, own_attention=own_attention, **guards)
+            guard = Guards(trainer, folder, evaluate=evaluate, own_attention=own_attention, sft=sft, **guards)
             trainer.add_callback(guard)
         reference = ReferenceLogps(folder.parent / "reference_logps.jsonl",
                                    [checkpoint, bf16, trainer.ld_alpha,
@@ -235,6 +237,10 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
     if guard:
         state = guard.kept_weights(state)
         facts |= guard.facts()
+    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+        raise ValueError(f"after {facts['steps']} steps weights of the adapter are no numbers: training diverged. Lower "
+                         f"train.learning_rate (found {learning_rate}), or let the guards keep an earlier step "
+                         f"(guards.every_steps, guards.keep=best). What was trained stands in {folder}: delete it, and run again.")
     # DeepSpeed's hooks on gradients would keep the engine, with model and optimiser, as long as this process lives.
     trainer.accelerator.free_memory()
     return trainer.model, state, facts

@@ -40,14 +40,18 @@ def gathered_adapter(model) -> dict:
         return {name: parameter.detach().cpu().clone() for name, parameter in named}
 
 
-def limit_passed(start: dict, row: dict, limits: dict[str, float]) -> str | None:
+def limit_passed(start: dict, row: dict, limits: dict[str, float], sft: dict | None = None) -> str | None:
     """The sentence that says which limit a row of measures passes, against the row of step 0; None where it passes none.
 
     `limits`: the largest fall of execution_accuracy, valid_sql, ended_with_eos (shares) and chosen_logp (nats a token).
+    `sft`: the SFT adapter's row, for later rounds; a share's fall is from the higher of the two, so that small losses of
+    several rounds do not add up unseen.
     """
     for name, limit in limits.items():
         # None is what a measure that is no number is kept as.
         before, now = (float("nan") if one[name] is None else one[name] for one in (start, row))
+        if sft and name in SHARES and sft[name] is not None:
+            before = max(before, sft[name])
         fall = before - now
         if not fall <= limit + 1e-9:  # nan is no number to go on with
             if name in SHARES:
@@ -74,20 +78,24 @@ class Guards(TrainerCallback):
     A row holds step, what `evaluate(model, step)` gives, chosen_logp and rejected_logp (nats a token), their sums a query
     (chosen_logp_sum, rejected_logp_sum), margin (the mean reward margin: beta times how much further apart the two sums are
     than at step 0) and limit_passed. The log-probabilities are plain ones, whatever the loss weighs, on `pairs` fixed pairs:
-    the first by the hash of their tokens. Rows and the best adapter stand in the checkpoints' folder, so an interrupted run
+    the first by the hash of their tokens, graded pairs (whose chosen query is wrong too, and may become less likely) only
+    where there are no others. Rows and the best adapter stand in the checkpoints' folder, so an interrupted run
     goes on; they go to every tracker as guards/NAME.
     """
 
     def __init__(self, trainer, folder: Path, *, evaluate: Callable[[object, int], dict], own_attention: str,
                  every_steps: int, pairs: int, stop: bool, keep: str, max_accuracy_drop: float, max_valid_drop: float,
-                 max_eos_drop: float, max_logp_fall: float, questions: int | None = None):
-        """`own_attention`: the model's, for generating (training may have another). `questions`: known to `evaluate`."""
+                 max_eos_drop: float, max_logp_fall: float, questions: int | None = None, sft: dict | None = None):
+        """`own_attention`: the model's, for generating (training may have another). `questions`: known to `evaluate`.
+        `sft`: what the SFT adapter reached, in a later round (`limit_passed`); with another number of questions it does not count.
+        """
         self.trainer, self.folder, self.evaluate, self.own_attention = trainer, folder, evaluate, own_attention
-        self.every_steps, self.stop, self.keep = every_steps, stop, keep
+        self.every_steps, self.stop, self.keep, self.sft = every_steps, stop, keep, sft
         self.limits = {"execution_accuracy": max_accuracy_drop, "valid_sql": max_valid_drop, "ended_with_eos": max_eos_drop,
                        "chosen_logp": max_logp_fall}
         keys = ("prompt_ids", "chosen_ids", "rejected_ids")
-        by_hash = {content_hash([row[key] for key in keys]): row for row in trainer.train_dataset.to_list()}
+        rows = trainer.train_dataset.to_list()
+        by_hash = {content_hash([row[key] for key in keys]): row for row in [row for row in rows if row["answer"]] or rows}
         self.pairs = [by_hash[key] for key in sorted(by_hash)[:pairs]]
         self.record = folder / "guards.json"
         found = json.loads(self.record.read_text(encoding="utf-8")) if ranks.is_main() and self.record.exists() else []
@@ -109,8 +117,10 @@ class Guards(TrainerCallback):
             # A checkpoint of this step would be gone on from.
             control.should_save = False
         if passed and ranks.is_main():
-            print(f"guards: {self.stopped or passed}" + ("" if self.keep == "last" else
-                                                         f"; the adapter of step {best_step(self.rows)} is kept"))
+            kept = "" if self.keep == "last" else f"; the adapter of step {best_step(self.rows)} is kept"
+            if self.keep == "last" and (last or self.stopped):
+                kept = "; it is kept all the same, since guards.keep is last"
+            print(f"guards: {self.stopped or passed}{kept}")
 
     def measure(self, state, control) -> dict:
         """The row of this step, measured unless an interrupted run did so before."""
@@ -145,7 +155,8 @@ class Guards(TrainerCallback):
         start = self.rows[0] if self.rows else row
         apart, at_start = (one["chosen_logp_sum"] - one["rejected_logp_sum"] for one in (row, start))
         row["margin"] = trainer.beta * (apart - at_start)
-        row["limit_passed"] = limit_passed(start, row, self.limits)
+        sft = self.sft if self.rows and self.sft and self.sft["n"] == start["n"] else None
+        row["limit_passed"] = limit_passed(start, row, self.limits, sft)
         return ranks.gather(finite([row])[0])[0]
 
     def _logps(self, first: bool) -> dict[str, float]:

@@ -177,7 +177,8 @@ def _ranked_pair(prompt: list, better: dict, worse: dict) -> dict:
 def revised_row(pair: dict, action: Action) -> dict | None:
     """A pair after an action; None where it is dropped.
 
-    The margin of exchanged sides is that of the order they have now: 0 for a correct query that people reject.
+    The margin of exchanged sides is that of the order they have now: 0 for a correct query that people reject. A pair on which
+    people prefer a side does not rest on the executor's word: it weighs 1.
     """
     if action.what == "drop":
         return None
@@ -186,7 +187,8 @@ def revised_row(pair: dict, action: Action) -> dict | None:
         if "margin" in pair:
             pair["margin"] = margin_of(*({name: pair.get(f"{side}_{name}") for name in ("verdict", "reason", "trace")}
                                          for side in ("chosen", "rejected")))
-    return pair | {"person_label": action.person_label}
+    weight = {"weight": 1.0} if "weight" in pair and action.person_label in EXCHANGED else {}
+    return pair | weight | {"person_label": action.person_label}
 
 
 def overturned(pairs: Iterable[dict], labels: dict[str, dict[str, Label]]) -> tuple[int, int]:

@@ -103,10 +103,11 @@ def refused_questions(run: Path, number: int) -> set[str]:
     return found
 
 
-def label_smoothing(label_noise: float | str, pairs_file: Path, labels_file: Path) -> float:
+def label_smoothing(label_noise: float | str, pairs_files: list[Path], labels_file: Path) -> float:
     """The share of wrong pairs to assume: the number itself, or for `from-labels` the share that people overturned.
 
-    Counted are pairs on which a majority prefers a side. Raises ValueError where there is none, or where people overturn half
+    `pairs_files`: those of the round and of the ones before it, since nobody can have looked at a round's pairs while the run
+    goes on. Counted are pairs on which a majority prefers a side. Raises ValueError where there is none, or where people overturn half
     of them or more: then the pairs teach the opposite, and no loss can help.
     """
     if label_noise != "from-labels":
@@ -115,9 +116,9 @@ def label_smoothing(label_noise: float | str, pairs_file: Path, labels_file: Pat
     labels = file.latest()
     file.close()
     # What was dropped is not needed: those words prefer neither side.
-    turned, decided = overturned((pair for pair in read_parquet(pairs_file) if pair["pair_id"] in labels), labels)
+    turned, decided = overturned((pair for file in pairs_files for pair in read_parquet(file) if pair["pair_id"] in labels), labels)
     if not decided:
-        raise ValueError(f"train.label_noise is from-labels, but {labels_file} prefers a side of no pair in {pairs_file}. Needed "
+        raise ValueError(f"train.label_noise is from-labels, but {labels_file} prefers a side of no pair in {', '.join(map(str, pairs_files))}. Needed "
                          "is at least one such label. Label with inspect-preferences serve, or give a number or null.")
     share, (low, high) = turned / decided, wilson_interval(turned, decided)
     if share >= 0.5:

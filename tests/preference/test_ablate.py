@@ -775,7 +775,7 @@ def test_the_table_needs_the_files_alone_in_three_forms(results, monkeypatch, ca
     assert row.startswith("| random | 0 | 12.5 % | -12.5 (") and "| +37.5 (" in row and row.count("|") == 14
     assert "SFT: 25.0 % (7.1 to 59.1) of 8 questions" in printed
     code, printed = run(monkeypatch, capsys, "--table", results)
-    assert code is None and "At the last step, guards off" in printed and "As the guards publish" in printed
+    assert code is None and "At the last step, guards off" in printed and "As published" in printed
 
 
 def test_arms_that_publish_their_last_step_are_told_once(results, monkeypatch, capsys):
@@ -783,7 +783,7 @@ def test_arms_that_publish_their_last_step_are_told_once(results, monkeypatch, c
         write(results, path.stem, dict.fromkeys(("last", "published"), "11110000"))
     for form in ([], ["--markdown"]):
         _, printed = run(monkeypatch, capsys, "--table", results, *form)
-        assert "At the last step, which is what is published" in printed and "As the guards publish" not in printed
+        assert "At the last step, which is what is published" in printed and "As published" not in printed
 
 
 def test_the_table_says_where_what_is_published_was_chosen_on_the_questions_it_is_measured_on(results):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from preference.dpo import run_round
+from preference.dpo_stage import train_round
 from preference.inspection.contents import hash_of
 from preference.inspection.labels import LabelFile
 from preference.inspection.training import refused_questions
@@ -180,3 +181,26 @@ def test_questions_that_people_refuse_are_not_asked_again(stage, inputs_of_sampl
     labels.close()
     assert inputs_of_samples("rounds=2", number=2) == found
     assert refused_questions(stage.folder, 2) == {"b", "c", "d"}
+
+
+def test_guards_ask_questions_drawn_from_all_of_the_development_split(stage, monkeypatch):
+    rows = [{"example_id": str(place), "kind": "hard" if place < 300 else "easy"} for place in range(1000)]
+
+    def train(*_, evaluate, **__):
+        evaluate("policy", 30)
+
+    def evaluated(policy, tokenizer, examples, **_):
+        raise Asked(examples)
+
+    monkeypatch.setattr("preference.dpo_stage.load", lambda folder, split: rows if split == "dev" else [])
+    for name in ("resolve_model", "fingerprint"):
+        monkeypatch.setattr(f"preference.dpo_stage.{name}", lambda *_: "base")
+    monkeypatch.setattr("preference.dpo_stage.read_provenance", lambda _: {"prompt": {"schema_style": "compact"}})
+    monkeypatch.setattr("preference.dpo_stage.standings", lambda *_: [])
+    monkeypatch.setattr("preference.dpo_training.train_dpo", train)
+    monkeypatch.setattr("preference.dpo_stage.evaluate", evaluated)
+    config = read_configuration(DpoConfig, CONFIGURATION, [f"run={stage.folder}", "guards.questions=200"])
+    with pytest.raises(Asked) as asked:
+        train_round(config, {"model": "m", "trust_remote_code": False, "seed": 0}, stage.folder, 1, None, [], {"checkpoint": "c"})
+    found = asked.value.args[0]
+    assert len(found) == 200 and 45 <= sum(row["kind"] == "hard" for row in found) <= 75  # 60 are expected; the first 200 are all hard

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from preference.dpo_stage import check_saved
 from preference.dpo_training import gathered_adapter, tokenized_pairs, train_dpo
 from preference.guards import best_step, drawn, limit_passed
 from sft.artefacts import content_hash
@@ -49,6 +50,16 @@ def test_a_limit_is_passed_only_by_a_larger_fall():
     assert limit_passed(start, row(20, logp=-0.65), limits) == (
         "at step 20 the log-probability of the chosen queries had fallen from -0.200 to -0.650 nats a token, by 0.450 "
         "(allowed 0.300)")
+
+
+def test_small_falls_of_several_rounds_do_not_add_up_unseen():
+    limits = {"execution_accuracy": 0.1, "valid_sql": 0.1, "ended_with_eos": 0.05, "chosen_logp": 0.3}
+    start, now = row(0, eos=0.96), row(30, eos=0.93)  # a later round: SFT had 1.0
+    assert limit_passed(start, now, limits) is None
+    assert "the EOS rate had fallen from 100.0% to 93.0%, by 7.0 points" in limit_passed(start, now, limits, sft=row(0))
+    better = row(0, accuracy=0.7)  # what the rounds before gained is not to be lost either
+    assert "from 70.0% to 55.0%" in limit_passed(better, row(30, accuracy=0.55), limits, sft=row(0))
+    assert limit_passed(row(0), row(30, logp=-0.4), limits, sft=row(0, logp=-0.05)) is None, "its pairs are others"
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGURATION.parent.glob("dpo*.yaml")), ids=lambda file: file.stem)
@@ -154,6 +165,9 @@ def test_the_best_step_is_kept_and_training_goes_its_way_as_without_guards(load_
     assert len([entry for entry in facts["log"] if "guards/execution_accuracy" in entry]) == 5
     _, last, facts = train(load_policy, tokenizer, pairs, tmp_path / "last", Answers([0.5, 0.9]), {"keep": "last"})
     assert same(last, plain) and facts["kept_step"] == 4
+    capsys.readouterr()
+    _, _, facts = train(load_policy, tokenizer, pairs, tmp_path / "stopped", Answers([0.5, 0.1]), {"keep": "last"})
+    assert facts["kept_step"] == 1 and "; it is kept all the same, since guards.keep is last" in capsys.readouterr().out
 
 
 def test_rows_hold_the_log_probabilities_of_fixed_pairs(load_policy, tokenizer, pairs, tmp_path):
@@ -177,6 +191,30 @@ def test_rows_hold_the_log_probabilities_of_fixed_pairs(load_policy, tokenizer, 
     assert first["margin"] == 0.0 and last["margin"] == pytest.approx(0.1 * (
         last["chosen_logp_sum"] - last["rejected_logp_sum"] - first["chosen_logp_sum"] + first["rejected_logp_sum"]))
     assert last["margin"] > 0.01 and (first["duplicates"], first["mean_tokens"]) == (0.25, 9.0)
+
+
+def test_log_probabilities_are_those_of_right_queries(load_policy, tokenizer, pairs, tmp_path):
+    """The chosen query of a graded pair is wrong too; where there are no other pairs, it is better than nothing."""
+    graded = [pair | {"strategy": "hardest-graded"} for pair in pairs]
+    first = {}
+    for name, mixed in {"right": pairs[:2], "mixed": pairs[:2] + graded[2:], "graded": graded[2:]}.items():
+        _, _, facts = train(load_policy, tokenizer, mixed, tmp_path / name, Answers(), {}, epochs=1, global_batch_size=2)
+        first[name] = {key: facts["guards"][0][key] for key in ("chosen_logp", "rejected_logp")}
+    assert first["mixed"] == pytest.approx(first["right"], abs=1e-6) and first["graded"] != pytest.approx(first["right"], abs=1e-3)
+
+
+def test_a_training_that_diverged_says_so_unless_the_guards_keep_an_earlier_step(load_policy, tokenizer, pairs, tmp_path):
+    with pytest.raises(ValueError, match=r"weights of the adapter are no numbers: training diverged. Lower train.learning_rate \(found"):
+        train(load_policy, tokenizer, pairs, tmp_path / "plain", learning_rate=1e30)
+    model, state, facts = train(load_policy, tokenizer, pairs, tmp_path / "guarded", Answers(), {"stop": False}, learning_rate=1e30)
+    assert facts["guards"][-1]["limit_passed"] and facts["kept_step"] == 0 and same(state, gathered_adapter(load_policy()))
+    last = gathered_adapter(model)
+    assert not all(tensor.isfinite().all() for tensor in last.values())
+    for name, weights in {"kept": state, "last": last}.items():
+        save_adapter(model, tokenizer, tmp_path / name, {}, weights)
+        check_saved(tmp_path / name, weights)
+    with pytest.raises(ValueError, match="the files are damaged"):
+        check_saved(tmp_path / "last", state)
 
 
 def test_a_start_that_did_not_sample_the_pairs_is_refused_before_any_question_is_asked(load_policy, tokenizer, pairs, tmp_path):
@@ -227,6 +265,17 @@ def test_falling_log_probabilities_stop_though_the_answers_look_fine(pet_models,
     _, _, facts = train(knowing, tokenizer, pairs, tmp_path / "measured", Answers(), **harmful)
     assert facts["stopped"] is None and facts["steps"] == 4 and len(facts["guards"]) == 5 and facts["kept_step"] == 0
     assert facts["guards"][-1]["limit_passed"] and "guards: at step 4 the log-probability" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("n", "stops"), [(4, True), (3, False)])
+def test_a_later_round_is_measured_against_sft_on_the_same_questions(load_policy, tokenizer, pairs, tmp_path, n, stops):
+    sft = {"n": n, "execution_accuracy": 0.5, "valid_sql": 1.0, "ended_with_eos": 1.0}
+    _, _, facts = train(load_policy, tokenizer, pairs, tmp_path, Answers([0.36, 0.38, 0.37, 0.37, 0.37]), {}, sft=sft)
+    assert facts["guards"][0]["limit_passed"] is None, "the start is always there to be kept"
+    if stops:
+        assert "at step 1 execution accuracy had fallen from 50.0% to 38.0%" in facts["stopped"] and facts["kept_step"] == 0
+    else:
+        assert facts["stopped"] is None and facts["kept_step"] == 1
 
 
 @pytest.mark.parametrize("accuracies", [(0.5, 0.6, 0.4, 0.45, 0.45), (0.5, 0.6, 0.55, 0.2, 0.2)])

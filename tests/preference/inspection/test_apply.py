@@ -99,6 +99,14 @@ def test_flips_exchange_every_column_of_the_sides(run):
     assert pq.read_schema(run / "round-1" / "pairs.parquet") == PAIRS_SCHEMA
 
 
+def test_a_pair_that_people_decide_weighs_1(run):
+    path = run / "round-1" / "pairs.parquet"
+    write_parquet(path, [pair | {"weight": 0.4} for pair in pairs_of(run)], PAIRS_SCHEMA)
+    label(run, {0: "prefer_rejected", 1: "prefer_chosen"})
+    _, _, after = applied(run)
+    assert [pair["weight"] for pair in after[:3]] == [1.0, 1.0, 0.4]
+
+
 def test_drops_and_the_quarantine(run):
     words = {0: "tie", 3: "both_wrong", 4: "gold_wrong", 6: "unanswerable", 8: "skip"}
     before = label(run, words)
@@ -386,20 +394,25 @@ def test_without_labels_a_rebuild_is_as_it_was(run):
 def test_label_noise_is_the_share_that_people_overturn(run, capsys):
     pairs_file, labels_file = run / "round-1" / "pairs.parquet", run / "labels.sqlite"
     label(run, {0: "prefer_rejected", **dict.fromkeys(range(1, 8), "prefer_chosen"), 8: "tie", 9: "gold_wrong", 10: "skip"})
-    assert label_smoothing("from-labels", pairs_file, labels_file) == 1 / 8
+    assert label_smoothing("from-labels", [pairs_file], labels_file) == 1 / 8
     assert "people overturned 1 of 8 pairs, 12.5 %" in capsys.readouterr().out.replace("12.5%", "12.5 %")
     applied(run)
-    assert label_smoothing("from-labels", pairs_file, labels_file) == 1 / 8, "flipped pairs still count as overturned"
-    assert label_smoothing(0.2, pairs_file, labels_file) == 0.2
+    assert label_smoothing("from-labels", [pairs_file], labels_file) == 1 / 8, "flipped pairs still count as overturned"
+    assert label_smoothing(0.2, [pairs_file], labels_file) == 0.2
+    later = run / "round-2" / "pairs.parquet"  # made while the run went on: nobody has looked at its pairs
+    write_parquet(later, [pair | {"pair_id": f"new {pair['pair_id']}"} for pair in pairs_of(run)], PAIRS_SCHEMA)
+    assert label_smoothing("from-labels", [pairs_file, later], labels_file) == 1 / 8
+    with pytest.raises(ValueError, match="prefers a side of no pair"):
+        label_smoothing("from-labels", [later], labels_file)
 
 
 def test_label_noise_that_cannot_be_measured_or_used(run):
     pairs_file, labels_file = run / "round-1" / "pairs.parquet", run / "labels.sqlite"
     with pytest.raises(ValueError, match="prefers a side of no pair .* Needed is at least one such label"):
-        label_smoothing("from-labels", pairs_file, labels_file)
+        label_smoothing("from-labels", [pairs_file], labels_file)
     label(run, {0: "prefer_rejected", 1: "prefer_chosen"})
     with pytest.raises(ValueError, match="people overturned 1 of 2 pairs. Allowed is less than half"):
-        label_smoothing("from-labels", pairs_file, labels_file)
+        label_smoothing("from-labels", [pairs_file], labels_file)
 
 
 @pytest.mark.parametrize(("settings", "message"), [

@@ -56,7 +56,7 @@ def test_dpo_learns_the_sides_that_people_prefer(clinic_run, policy, tmp_path):
     # The samples are invented, so nothing is known of their log-probabilities under this model.
     pairs = [pair | {f"{side}_tokens_round_trip": False for side in ("chosen", "rejected")} for pair in read_parquet(path)]
     assert len(pairs) == 8
-    share = label_smoothing("from-labels", path, run / "labels.sqlite")
+    share = label_smoothing("from-labels", [path], run / "labels.sqlite")
     assert share == 3 / 8
     load, tokenizer = policy
     settings = {"epochs": 12, "learning_rate": 5e-3, "warmup_share": 0.0, "beta": 0.1, "loss_weights": [1.0], "global_batch_size": 4,
