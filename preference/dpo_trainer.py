@@ -202,8 +202,9 @@ class ExecutionDPOTrainer(DPOTrainer):
             raise ValueError(
                 f"at its start the policy gives the pairs {policy:.2f} nats on average; the SFT model that sampled them "
                 f"gave {sft:.2f} (allowed difference {allowed:.2f}). It does not start from that SFT adapter: the pairs "
-                "come from another checkpoint, or the adapter was not loaded. Delete the round's candidates.parquet and run "
-                "again with --overwrite: it is sampled anew, and what follows is made of it."
+                "come from another checkpoint, were sampled in another precision (train.precision: auto follows the machine), or the "
+                "adapter was not loaded. Delete the round's candidates.parquet and run again with --overwrite: it is sampled anew, "
+                "and what follows is made of it."
             )
         return policy, sft, allowed
 

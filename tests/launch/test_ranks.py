@@ -21,11 +21,11 @@ def runs(start, copy_run, dpo_settings) -> dict[str, tuple[Path, str]]:
     """Stage two again in copies of the run, two launches at a time: {name: (run folder, output)}."""
     settings = [*dpo_settings, "train.save_steps=100"]
 
-    def launch(configuration: str, ranks: int, first: str = "train", zero_stage: int = 0) -> tuple[Path, str]:
+    def launch(configuration: str, ranks: int, first: str = "train", zero_stage: int = 0, rounds: int = 1) -> tuple[Path, str]:
         run = copy_run(first)
         launcher = ["--config_file", f"launch/{configuration}", "--num_processes", str(ranks)]
-        return run, start("preference/dpo.py", run, [*settings, f"train.zero_stage={zero_stage}"], launcher=launcher,
-                          cores=ranks).finish()
+        return run, start("preference/dpo.py", run, [*settings, f"train.zero_stage={zero_stage}", f"rounds={rounds}"],
+                          launcher=launcher, cores=ranks).finish()
 
     def two_machines() -> tuple[Path, str]:
         run = copy_run("train")
@@ -43,7 +43,7 @@ def runs(start, copy_run, dpo_settings) -> dict[str, tuple[Path, str]]:
     with ThreadPoolExecutor(2) as two:
         futures = {
             "ZeRO-2, 2 ranks": two.submit(launch, "gpus-zero2.yaml", 2, "sample"),
-            "ZeRO-3, 2 ranks": two.submit(launch, "gpus-zero3.yaml", 2),
+            "ZeRO-3, 2 ranks": two.submit(launch, "gpus-zero3.yaml", 2, rounds=2),
             "ZeRO-2, 2 machines": two.submit(two_machines),
             "ZeRO-2, 1 rank": two.submit(launch, "cpu.yaml", 1, zero_stage=2),
             "ZeRO-3 with offload, 1 rank": two.submit(launch, "gpus-zero3-offload.yaml", 1),
@@ -89,6 +89,19 @@ def test_ranks_and_zero_stages_give_the_losses_and_the_adapter_of_the_plain_run(
     found = adapter_logits(run / "round-1" / "dpo")
     assert (found - wanted).abs().max() < 1e-4
     assert (found - adapter_logits(run / "sft")).abs().max() > 1e-2, "stage two trained nothing"
+
+
+@pytest.mark.launch
+def test_a_second_round_begins_with_the_first_under_zero_3(runs, adapter_logits):
+    from sft.checkpoint import checkpoint_hash
+
+    run, output = runs["ZeRO-3, 2 ranks"]
+    facts, first = training(run, "round-2/dpo"), run / "round-1" / "dpo"
+    assert (facts["zero_stage"], facts["round"]) == (3, 2) and "round 2 done in" in output
+    assert json.loads((run / "round-2" / "dpo" / "provenance.json").read_text())["start_checkpoint"] == checkpoint_hash(first)
+    assert facts["start"]["sigmoid_loss"] == pytest.approx(0.6931, abs=1e-3), "policy and reference are the first round's adapter"
+    assert facts["start"]["policy_logps"] == pytest.approx(facts["start"]["sft_logps"], abs=1e-3)
+    assert (adapter_logits(run / "round-2" / "dpo") - adapter_logits(first)).abs().max() > 1e-2, "the second round trained nothing"
 
 
 @pytest.mark.launch
