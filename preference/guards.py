@@ -44,18 +44,19 @@ def limit_passed(start: dict, row: dict, limits: dict[str, float], sft: dict | N
     """The sentence that says which limit a row of measures passes, against the row of step 0; None where it passes none.
 
     `limits`: the largest fall of execution_accuracy, valid_sql, ended_with_eos (shares) and chosen_logp (nats a token).
-    `sft`: the SFT adapter's row, for later rounds; a share's fall is from the higher of the two, so that small losses of
-    several rounds do not add up unseen.
+    `sft`: the SFT adapter's row, for later rounds: a share that falls is compared with the higher of the two, so that small
+    losses of several rounds do not add up unseen.
     """
     for name, limit in limits.items():
         # None is what a measure that is no number is kept as.
         before, now = (float("nan") if one[name] is None else one[name] for one in (start, row))
-        if sft and name in SHARES and sft[name] is not None:
-            before = max(before, sft[name])
+        of = ""
+        if sft and name in SHARES and sft[name] is not None and now < before < sft[name]:
+            before, of = sft[name], "SFT's "
         fall = before - now
         if not fall <= limit + 1e-9:  # nan is no number to go on with
             if name in SHARES:
-                return (f"at step {row['step']} {SHARES[name]} had fallen from {before:.1%} to {now:.1%}, by "
+                return (f"at step {row['step']} {SHARES[name]} had fallen from {of}{before:.1%} to {now:.1%}, by "
                         f"{100 * fall:.1f} points (allowed {100 * limit:.1f})")
             return (f"at step {row['step']} the log-probability of the chosen queries had fallen from {before:.3f} to "
                     f"{now:.3f} nats a token, by {fall:.3f} (allowed {limit:.3f})")

@@ -19,7 +19,7 @@ def validate_trl(arguments: dict[str, Any], trl_class: type, reserved: set[str])
     known, hints = trl_class.__dataclass_fields__, get_type_hints(trl_class)
     for name, value in arguments.items():
         if name in reserved:
-            raise ValueError(f"train.trl.{name}: set by this project's own keys; change those instead.")
+            raise ValueError(f"train.trl.{name}: set by this project's own keys, or of no effect here. Leave it out, and change those.")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""

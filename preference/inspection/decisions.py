@@ -178,7 +178,7 @@ def revised_row(pair: dict, action: Action) -> dict | None:
     """A pair after an action; None where it is dropped.
 
     The margin of exchanged sides is that of the order they have now: 0 for a correct query that people reject. A pair on which
-    people prefer a side does not rest on the executor's word: it weighs 1.
+    people prefer a side does not rest on the executor's word: it weighs 1 where it weighed less.
     """
     if action.what == "drop":
         return None
@@ -187,7 +187,8 @@ def revised_row(pair: dict, action: Action) -> dict | None:
         if "margin" in pair:
             pair["margin"] = margin_of(*({name: pair.get(f"{side}_{name}") for name in ("verdict", "reason", "trace")}
                                          for side in ("chosen", "rejected")))
-    weight = {"weight": 1.0} if "weight" in pair and action.person_label in EXCHANGED else {}
+    low = isinstance(pair.get("weight"), float) and pair["weight"] < 1 and action.person_label in EXCHANGED
+    weight = {"weight": 1.0} if low else {}
     return pair | weight | {"person_label": action.person_label}
 
 

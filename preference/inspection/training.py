@@ -116,7 +116,9 @@ def label_smoothing(label_noise: float | str, pairs_files: list[Path], labels_fi
     labels = file.latest()
     file.close()
     # What was dropped is not needed: those words prefer neither side.
-    turned, decided = overturned((pair for file in pairs_files for pair in read_parquet(file) if pair["pair_id"] in labels), labels)
+    # A round that asks a question again can make a pair again: it counts once.
+    pairs = {pair["pair_id"]: pair for file in pairs_files for pair in read_parquet(file) if pair["pair_id"] in labels}
+    turned, decided = overturned(pairs.values(), labels)
     if not decided:
         raise ValueError(f"train.label_noise is from-labels, but {labels_file} prefers a side of no pair in {', '.join(map(str, pairs_files))}. Needed "
                          "is at least one such label. Label with inspect-preferences serve, or give a number or null.")

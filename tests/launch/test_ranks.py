@@ -99,7 +99,6 @@ def test_a_second_round_begins_with_the_first_under_zero_3(runs, adapter_logits)
     facts, first = training(run, "round-2/dpo"), run / "round-1" / "dpo"
     assert (facts["zero_stage"], facts["round"]) == (3, 2) and "round 2 done in" in output
     assert json.loads((run / "round-2" / "dpo" / "provenance.json").read_text())["start_checkpoint"] == checkpoint_hash(first)
-    assert facts["start"]["sigmoid_loss"] == pytest.approx(0.6931, abs=1e-3), "policy and reference are the first round's adapter"
     assert facts["start"]["policy_logps"] == pytest.approx(facts["start"]["sft_logps"], abs=1e-3)
     assert (adapter_logits(run / "round-2" / "dpo") - adapter_logits(first)).abs().max() > 1e-2, "the second round trained nothing"
 

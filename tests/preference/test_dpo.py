@@ -13,7 +13,7 @@ from preference.inspection.labels import LabelFile
 from preference.inspection.training import refused_questions
 from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA
 from preference.preparation import Prepared
-from preference.rounds import inputs_hash
+from preference.rounds import adapter_of, inputs_hash
 from preference.sampling import CANDIDATES_SCHEMA, VERDICTS_SCHEMA
 from sft.artefacts import file_hash, mark_complete, write_json, write_parquet
 from sft.configuration import DpoConfig, read_configuration
@@ -183,24 +183,41 @@ def test_questions_that_people_refuse_are_not_asked_again(stage, inputs_of_sampl
     assert refused_questions(stage.folder, 2) == {"b", "c", "d"}
 
 
-def test_guards_ask_questions_drawn_from_all_of_the_development_split(stage, monkeypatch):
+@pytest.fixture
+def trained(stage, monkeypatch):
+    """A function that gives what a round's training is handed, and the questions its guards ask of 1,000, the first 300 hard."""
     rows = [{"example_id": str(place), "kind": "hard" if place < 300 else "easy"} for place in range(1000)]
 
-    def train(*_, evaluate, **__):
-        evaluate("policy", 30)
-
-    def evaluated(policy, tokenizer, examples, **_):
-        raise Asked(examples)
+    def train(*_, evaluate, **handed):
+        raise Asked(handed | {"watched": evaluate("policy", 30)})
 
     monkeypatch.setattr("preference.dpo_stage.load", lambda folder, split: rows if split == "dev" else [])
     for name in ("resolve_model", "fingerprint"):
         monkeypatch.setattr(f"preference.dpo_stage.{name}", lambda *_: "base")
     monkeypatch.setattr("preference.dpo_stage.read_provenance", lambda _: {"prompt": {"schema_style": "compact"}})
-    monkeypatch.setattr("preference.dpo_stage.standings", lambda *_: [])
     monkeypatch.setattr("preference.dpo_training.train_dpo", train)
-    monkeypatch.setattr("preference.dpo_stage.evaluate", evaluated)
-    config = read_configuration(DpoConfig, CONFIGURATION, [f"run={stage.folder}", "guards.questions=200"])
-    with pytest.raises(Asked) as asked:
-        train_round(config, {"model": "m", "trust_remote_code": False, "seed": 0}, stage.folder, 1, None, [], {"checkpoint": "c"})
-    found = asked.value.args[0]
+    monkeypatch.setattr("preference.dpo_stage.evaluate", lambda policy, tokenizer, examples, **_: examples)
+
+    def handed(number: int, guards_of_rounds: list[list[dict]]) -> dict:
+        for round_number, found in enumerate([[], *guards_of_rounds[: number - 1]]):
+            adapter = adapter_of(stage.folder, round_number)
+            adapter.mkdir(parents=True, exist_ok=True)
+            write_json(adapter / "training.json", {"dev_after": {}} | ({"guards": found} if found else {}))
+        config = read_configuration(DpoConfig, CONFIGURATION, [f"run={stage.folder}", "guards.questions=200"])
+        with pytest.raises(Asked) as asked:
+            train_round(config, {"model": "m", "trust_remote_code": False, "seed": 0}, stage.folder, number, None, [],
+                        {"checkpoint": "c"})
+        return asked.value.args[0]
+
+    return handed
+
+
+def test_guards_ask_questions_drawn_from_all_of_the_development_split(trained):
+    found = trained(1, [])["watched"]
     assert len(found) == 200 and 45 <= sum(row["kind"] == "hard" for row in found) <= 75  # 60 are expected; the first 200 are all hard
+
+
+def test_guards_of_later_rounds_know_what_sft_reached(trained):
+    rounds = [[{"step": 0, "execution_accuracy": 0.25 * number}, {"step": 9, "execution_accuracy": 1.0}] for number in (1, 2)]
+    assert [trained(number, rounds)["sft"] for number in (1, 2, 3)] == [None, rounds[0][0], rounds[0][0]]
+    assert trained(2, [[]])["sft"] is None, "round 1 had no guards"

@@ -56,7 +56,8 @@ def test_small_falls_of_several_rounds_do_not_add_up_unseen():
     limits = {"execution_accuracy": 0.1, "valid_sql": 0.1, "ended_with_eos": 0.05, "chosen_logp": 0.3}
     start, now = row(0, eos=0.96), row(30, eos=0.93)  # a later round: SFT had 1.0
     assert limit_passed(start, now, limits) is None
-    assert "the EOS rate had fallen from 100.0% to 93.0%, by 7.0 points" in limit_passed(start, now, limits, sft=row(0))
+    assert "the EOS rate had fallen from SFT's 100.0% to 93.0%, by 7.0 points" in limit_passed(start, now, limits, sft=row(0))
+    assert limit_passed(row(0, eos=0.8), row(30, eos=0.85), limits, sft=row(0)) is None, "it does not fall, whatever it began with"
     better = row(0, accuracy=0.7)  # what the rounds before gained is not to be lost either
     assert "from 70.0% to 55.0%" in limit_passed(better, row(30, accuracy=0.55), limits, sft=row(0))
     assert limit_passed(row(0), row(30, logp=-0.4), limits, sft=row(0, logp=-0.05)) is None, "its pairs are others"
@@ -270,12 +271,13 @@ def test_falling_log_probabilities_stop_though_the_answers_look_fine(pet_models,
 @pytest.mark.parametrize(("n", "stops"), [(4, True), (3, False)])
 def test_a_later_round_is_measured_against_sft_on_the_same_questions(load_policy, tokenizer, pairs, tmp_path, n, stops):
     sft = {"n": n, "execution_accuracy": 0.5, "valid_sql": 1.0, "ended_with_eos": 1.0}
-    _, _, facts = train(load_policy, tokenizer, pairs, tmp_path, Answers([0.36, 0.38, 0.37, 0.37, 0.37]), {}, sft=sft)
+    _, _, facts = train(load_policy, tokenizer, pairs, tmp_path, Answers([0.44, 0.45, 0.38, 0.37, 0.37]), {}, sft=sft)
     assert facts["guards"][0]["limit_passed"] is None, "the start is always there to be kept"
     if stops:
-        assert "at step 1 execution accuracy had fallen from 50.0% to 38.0%" in facts["stopped"] and facts["kept_step"] == 0
+        assert "at step 2 execution accuracy had fallen from SFT's 50.0% to 38.0%" in facts["stopped"]
     else:
-        assert facts["stopped"] is None and facts["kept_step"] == 1
+        assert facts["stopped"] is None
+    assert facts["kept_step"] == 1
 
 
 @pytest.mark.parametrize("accuracies", [(0.5, 0.6, 0.4, 0.45, 0.45), (0.5, 0.6, 0.55, 0.2, 0.2)])

@@ -402,6 +402,7 @@ def test_label_noise_is_the_share_that_people_overturn(run, capsys):
     later = run / "round-2" / "pairs.parquet"  # made while the run went on: nobody has looked at its pairs
     write_parquet(later, [pair | {"pair_id": f"new {pair['pair_id']}"} for pair in pairs_of(run)], PAIRS_SCHEMA)
     assert label_smoothing("from-labels", [pairs_file, later], labels_file) == 1 / 8
+    assert label_smoothing("from-labels", [pairs_file, pairs_file], labels_file) == 1 / 8, "a pair that comes again counts once"
     with pytest.raises(ValueError, match="prefers a side of no pair"):
         label_smoothing("from-labels", [later], labels_file)
 
