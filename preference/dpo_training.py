@@ -23,7 +23,7 @@ from sft.order import accumulation_steps, global_batches
 from sft.packed_attention import packs_accepted
 from sft.prompt import completion_ids, prompt_ids
 from sft.scoring import score_completion_only
-from sft.training import MAX_DROPPED_SHARE, finite, last_whole_checkpoint, mark_checkpoint
+from sft.training import MAX_DROPPED_SHARE, check_ranks_agree, finite, last_whole_checkpoint, mark_checkpoint
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -234,6 +234,7 @@ def train_dpo(load_policy, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]
     facts = {"steps": trainer.state.global_step, "zero_stage": stage, "offload": offload, "start": trainer.start,
              "log": finite(trainer.state.log_history)}
     state = gathered_adapter(trainer.model)
+    check_ranks_agree(state.values(), facts["steps"])
     if guard:
         state = guard.kept_weights(state)
         facts |= guard.facts()

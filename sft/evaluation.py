@@ -26,16 +26,22 @@ RAN = {"columns", "rows", "duplicates", "order"}
 
 @contextmanager
 def adapter_in_base_dtype(model: PreTrainedModel) -> Iterator[None]:
-    """Hold LoRA weights in the base model's dtype for a while: what autocast would do again for every token."""
-    changed = [(parameter, parameter.data) for name, parameter in model.named_parameters()
-               if "lora_" in name and parameter.dtype != model.dtype]
-    for parameter, data in changed:
-        parameter.data = data.to(model.dtype)
+    """Hold LoRA weights in the base model's dtype for a while: what autocast would do again for every token.
+
+    Other parameters stand in for them: one that changes its own dtype loses its gradient accumulator (torch 2.13,
+    `VariableHooks::set_data`), and with it the hooks by which ranks add up gradients in the training that goes on.
+    """
+    import torch
+
+    changed = [(module, name, parameter) for path, module in model.named_modules() if "lora_" in path
+               for name, parameter in module.named_parameters(recurse=False) if parameter.dtype != model.dtype]
+    for module, name, parameter in changed:
+        setattr(module, name, torch.nn.Parameter(parameter.detach().to(model.dtype), requires_grad=False))
     try:
         yield
     finally:
-        for parameter, data in changed:
-            parameter.data = data
+        for module, name, parameter in changed:
+            setattr(module, name, parameter)
 
 
 def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: list[dict], *, schema_style: str,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from sft.packing import pack
 from sft.prompt import completion_ids, prompt_hash, prompt_ids, render, target_text
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
@@ -192,6 +193,7 @@ def train(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict]
             self.found = json.loads(record.read_text()) if record.exists() else {}
 
         def measure(self, step: int) -> None:
+            check_ranks_agree((parameter for parameter in model.parameters() if parameter.requires_grad), step)
             if str(step) not in self.found:
                 with attention(base, own_attention):
                     self.found[str(step)] = evaluate(step)
@@ -228,6 +230,16 @@ def train(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict]
     weights = load_peft_weights(str(folder / f"checkpoint-{best}"), device=str(model.device))
     set_peft_model_state_dict(model, weights)
     return {"steps": steps, "best_step": int(best), "evaluations": watch.found, "log": finite(trainer.state.log_history)}
+
+
+def check_ranks_agree(trained: Iterable[torch.Tensor], step: int) -> None:
+    """Raise ValueError, on all ranks, where they hold different weights (`trained`, whole): each then trains a model of its own,
+    on its share of the rows, which no loss shows.
+    """
+    total = sum(tensor.detach().double().abs().sum().item() for tensor in trained)
+    if len(found := {f"{each:.9e}" for each in ranks.gather(total)}) > 1:
+        raise ValueError(f"the ranks hold different adapters at step {step} (sums of their weights: {', '.join(sorted(found))}): their "
+                         "gradients are not added up. Train on one rank, and report this.")
 
 
 # The names of trl's arguments that keys of ours already set.

@@ -116,6 +116,15 @@ def test_stage_one_on_two_ranks_gives_losses_and_adapter_of_one(start, sft_setti
 
 
 @pytest.mark.launch
+def test_ranks_stay_together_after_an_evaluation_in_bf16(start, sft_settings, tmp_path):
+    """Training ends with an error where they do not (`check_ranks_agree`), at the second evaluation."""
+    run = tmp_path / "run"
+    settings = [*sft_settings, "train.precision=bf16", "train.epochs=1", "train.evaluations=2"]
+    start("sft/run.py", run, settings, launcher=["--config_file", "launch/cpu-2-ranks.yaml"], cores=2).finish()
+    assert len(training(run, "sft")["evaluations"]) == 2
+
+
+@pytest.mark.launch
 def test_two_ranks_sample_judge_and_pair_as_one_does(runs, finished_run):
     run, _ = runs["ZeRO-2, 2 ranks"]
     for name in ("candidates", "verdicts", "pairs", "dropped"):

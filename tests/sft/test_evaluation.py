@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sft.checkpoint import load_base, load_tokenizer
-from sft.evaluation import answer, evaluate, judge_answers, judge_tasks, measures
+from sft.evaluation import adapter_in_base_dtype, answer, evaluate, judge_answers, judge_tasks, measures
 from sft.prompt import prompt_ids, read_completion, render
 from sft.sampler import generate
 from sft.training import lora_model
@@ -213,3 +213,21 @@ def test_evaluate_answers_and_judges(tiny, examples, monkeypatch):
     monkeypatch.setattr(sft.evaluation, "read_completion", lambda text: ("SELECT COUNT(*) FROM pet", False))
     found = evaluate(*tiny, examples, **settings)
     assert (found["execution_accuracy"], found["valid_sql"]) == (1 / 3, 1)
+
+
+def test_an_evaluation_in_bf16_leaves_the_adapter_as_it_was_and_its_gradient_hooks_with_it(tiny_model):
+    """Ranks add up gradients in hooks on the accumulators that parameters have when training begins."""
+    model = lora_model(load_base(tiny_model, precision="bf16"), rank=2, alpha=4, dropout=0.0, gradient_checkpointing=False, seed=0)
+    before = {name: (parameter, parameter.detach().clone()) for name, parameter in model.named_parameters() if "lora_" in name}
+    assert {parameter.dtype for parameter, _ in before.values()} == {torch.float32}
+    seen, accumulators = [], []
+    for name, (parameter, _) in before.items():
+        accumulators.append(parameter.view_as(parameter).grad_fn.next_functions[0][0])
+        accumulators[-1].register_hook(lambda *_, name=name: seen.append(name))
+    with adapter_in_base_dtype(model):
+        assert {parameter.dtype for name, parameter in model.named_parameters() if "lora_" in name} == {torch.bfloat16}
+    after = dict(model.named_parameters())
+    for name, (parameter, numbers) in before.items():
+        assert after[name] is parameter and parameter.requires_grad and torch.equal(parameter, numbers)
+    sum(parameter.sum() for parameter, _ in before.values()).backward()
+    assert sorted(seen) == sorted(before)
