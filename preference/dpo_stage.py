@@ -50,7 +50,8 @@ def train_round(config, sft_config: dict, folder: Path, number: int, tokenizer, 
         return load_adapter(base, adapter, base_fingerprint=base_fingerprint, trainable=True)
 
     watched = drawn(load(folder / "data", "dev"), config.guards.questions)
-    measured = [row for first in standings(folder, number - 1)[1:2] for row in first.facts.get("guards", [])]  # in round 1
+    # What the first round's guards measured at its start.
+    sft = standings(folder, 1)[1].facts.get("guards", [None])[0] if number > 1 else None
 
     def evaluate_policy(policy, step: int) -> dict:
         return evaluate(policy, tokenizer, watched, seed=sft_config["seed"], schema_style=provenance["prompt"]["schema_style"],
@@ -59,7 +60,7 @@ def train_round(config, sft_config: dict, folder: Path, number: int, tokenizer, 
     model, state, facts = train_dpo(load_policy, tokenizer, pairs, output / "checkpoints", seed=config.seed,
                                     checkpoint=inputs["checkpoint"], guards=config.guards.model_dump(),
                                     evaluate=evaluate_policy,
-                                    sft=measured[0] if measured else None,
+                                    sft=sft,
                                     bf16="bfloat16" in str(precision_dtype(settings.precision)),
                                     **settings.model_dump(exclude={"precision", "load_in_4bit", "attention", "label_noise"})
                                     | {"label_smoothing": inputs.get("label_smoothing", settings.label_smoothing)})

@@ -96,7 +96,8 @@ class Guards(TrainerCallback):
                        "chosen_logp": max_logp_fall}
         keys = ("prompt_ids", "chosen_ids", "rejected_ids")
         rows = trainer.train_dataset.to_list()
-        by_hash = {content_hash([row[key] for key in keys]): row for row in [row for row in rows if row["answer"]] or rows}
+        right = [row for row in rows if row["answer"]]
+        by_hash = {content_hash([row[key] for key in keys]): row for row in right or rows}
         self.pairs = [by_hash[key] for key in sorted(by_hash)[:pairs]]
         self.record = folder / "guards.json"
         found = json.loads(self.record.read_text(encoding="utf-8")) if ranks.is_main() and self.record.exists() else []
@@ -118,8 +119,10 @@ class Guards(TrainerCallback):
             # A checkpoint of this step would be gone on from.
             control.should_save = False
         if passed and ranks.is_main():
-            kept = "" if self.keep == "last" else f"; the adapter of step {best_step(self.rows)} is kept"
-            if self.keep == "last" and (last or self.stopped):
+            kept = ""
+            if self.keep == "best":
+                kept = f"; the adapter of step {best_step(self.rows)} is kept"
+            elif last or self.stopped:
                 kept = "; it is kept all the same, since guards.keep is last"
             print(f"guards: {self.stopped or passed}{kept}")
 

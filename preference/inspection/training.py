@@ -107,8 +107,8 @@ def label_smoothing(label_noise: float | str, pairs_files: list[Path], labels_fi
     """The share of wrong pairs to assume: the number itself, or for `from-labels` the share that people overturned.
 
     `pairs_files`: those of the round and of the ones before it, since nobody can have looked at a round's pairs while the run
-    goes on. Counted are pairs on which a majority prefers a side. Raises ValueError where there is none, or where people overturn half
-    of them or more: then the pairs teach the opposite, and no loss can help.
+    goes on. Counted are pairs on which a majority prefers a side. Raises ValueError where there is none, or where people
+    overturn half of them or more: then the pairs teach the opposite, and no loss can help.
     """
     if label_noise != "from-labels":
         return float(label_noise)
@@ -120,8 +120,8 @@ def label_smoothing(label_noise: float | str, pairs_files: list[Path], labels_fi
     pairs = {pair["pair_id"]: pair for file in pairs_files for pair in read_parquet(file) if pair["pair_id"] in labels}
     turned, decided = overturned(pairs.values(), labels)
     if not decided:
-        raise ValueError(f"train.label_noise is from-labels, but {labels_file} prefers a side of no pair in {', '.join(map(str, pairs_files))}. Needed "
-                         "is at least one such label. Label with inspect-preferences serve, or give a number or null.")
+        raise ValueError(f"train.label_noise is from-labels, but {labels_file} prefers a side of no pair in "
+                         f"{', '.join(map(str, pairs_files))}. Needed is at least one such label. Label with inspect-preferences serve, or give a number or null.")
     share, (low, high) = turned / decided, wilson_interval(turned, decided)
     if share >= 0.5:
         raise ValueError(f"people overturned {turned} of {decided} pairs. Allowed is less than half: as they stand the pairs teach "
