@@ -16,7 +16,7 @@ from preference.pairs import verdict_key, why_dropped
 from reward.cache import default_folder
 from reward.judge import Judge
 from sft import ranks
-from sft.artefacts import join_shards, make_in_shards, mark_complete, mark_path, read_parquet
+from sft.artefacts import join_shards, make_in_shards, mark_complete, mark_path, read_parquet, shards_to_make
 from sft.evaluation import candidate, judge_tasks
 from sft.prompt import completion_ids, prompt_ids, read_completion, render
 
@@ -46,14 +46,15 @@ def sample(target: Path, inputs: dict, examples: list[dict], generate: Callable,
     fixed = {"round": round_number, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
              "checkpoint_hash": checkpoint_hash, "prompt_hash": prompt_hash}
     most = most_samples or samples
-    bar = tqdm(total=len(examples[:: ranks.world_size()]), desc="sampling", unit="question", disable=not ranks.is_main())
+    # A question that has enough before `most` counts as if it had drawn them all.
+    bar = tqdm(total=most * still_to_make(target, examples, shard_size), desc="sampling", unit="sample", disable=not ranks.is_main())
 
     def draw(asked: list[dict], first: int, count: int) -> list[dict]:
         """Samples `first` to first + count - 1 of each example."""
         found = generate(model, tokenizer, [prompt_ids(tokenizer, render(example, schema_style)) for example in asked],
                          [draw_key(example["example_id"], round_number) for example in asked], samples=count,
                          max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-                         batch_size=batch_size, first_sample=first, progress=None if first else bar.update)
+                         batch_size=batch_size, first_sample=first, progress=lambda questions: bar.update(questions * count))
         rows = []
         for example, completions in zip(asked, found, strict=True):
             for index, completion in enumerate(completions, first):
@@ -74,8 +75,9 @@ def sample(target: Path, inputs: dict, examples: list[dict], generate: Callable,
             rows, drawn, asked = [], 0, shard
             while asked:
                 rows += draw(asked, drawn, min(samples, most - drawn))
-                drawn = min(drawn + samples, most)
+                drawn, before = min(drawn + samples, most), len(asked)
                 asked = without_enough(judged, asked, rows) if drawn < most else []
+                bar.update((before - len(asked)) * (most - drawn))
             places = {example["example_id"]: place for place, example in enumerate(shard)}
             rows.sort(key=lambda row: (places[row["example_id"]], row["sample_index"]))
             made, tokens = made + len(shard), tokens + sum(row["token_count"] for row in rows)
@@ -92,6 +94,11 @@ def sample(target: Path, inputs: dict, examples: list[dict], generate: Callable,
             seconds = time.perf_counter() - started
             print(f"sample: {tokens} tokens in {seconds:.0f} s, {tokens / seconds:.0f} tokens/s")
     ranks.barrier()
+
+
+def still_to_make(target: Path, examples: list[dict], shard_size: int) -> int:
+    """How many of the examples are in shards that this rank has still to make: what a progress bar counts."""
+    return sum(len(shard) for _, shard in shards_to_make(target, examples, shard_size, part=ranks.rank(), parts=ranks.world_size()))
 
 
 def draw_key(example_id: str, round_number: int) -> str:
@@ -135,7 +142,7 @@ def judge(target: Path, inputs: dict, examples: list[dict], candidates: Path, *,
     started, made = time.perf_counter(), 0
     queries = distinct_queries(read_parquet(candidates))
     asked = [example for example in examples if example["example_id"] in queries]
-    bar = tqdm(total=len(asked[:: ranks.world_size()]), desc="judging", unit="question", disable=not ranks.is_main())
+    bar = tqdm(total=still_to_make(target, asked, shard_size), desc="judging", unit="question", disable=not ranks.is_main())
 
     with open_judge(databases=databases, workers=workers, seed=seed) as judged:
 

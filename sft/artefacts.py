@@ -178,10 +178,15 @@ def make_in_shards(target: Path, items: list, shard_size: int, schema: pa.Schema
     `make(items) -> rows` makes one shard. A shard that is there is not made again. `part` of `parts` takes every
     parts-th shard.
     """
-    for index, start in enumerate(range(0, len(items), shard_size)):
-        path = shard_folder(target) / f"shard-{index:05d}.parquet"
-        if index % parts == part and not path.exists():
-            write_parquet(path, make(items[start : start + shard_size]), schema)
+    for path, shard in shards_to_make(target, items, shard_size, part=part, parts=parts):
+        write_parquet(path, make(shard), schema)
+
+
+def shards_to_make(target: Path, items: list, shard_size: int, *, part: int, parts: int) -> list[tuple[Path, list]]:
+    """The file and the items of each shard that this part has still to make: see `make_in_shards`."""
+    shards = [(shard_folder(target) / f"shard-{index:05d}.parquet", items[start : start + shard_size])
+              for index, start in enumerate(range(0, len(items), shard_size))]
+    return [(path, shard) for path, shard in shards[part::parts] if not path.exists()]
 
 
 def join_shards(target: Path, schema: pa.Schema) -> int:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tqdm import tqdm as Tqdm
 
 from preference import sampling
 from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA
@@ -33,6 +34,19 @@ class Sampler:
         return [[Completion("SELECT 1", (7, 8), -1.5, 3, True)] * samples for _ in prompts]
 
 
+@pytest.fixture
+def bars(monkeypatch):
+    """The progress bars that are opened: where each stands, and its end."""
+    opened = []
+
+    def tqdm(**settings):
+        opened.append(Tqdm(**settings | {"disable": False}))
+        return opened[-1]
+
+    monkeypatch.setattr(sampling, "tqdm", tqdm)
+    return lambda: [(bar.unit, bar.n, bar.total) for bar in opened]
+
+
 def test_candidates_in_shards_and_their_cost(tiny_model, tmp_path, capsys):
     tokenizer = load_tokenizer(tiny_model)
     target, sampler = tmp_path / "candidates.parquet", Sampler()
@@ -48,7 +62,7 @@ def test_candidates_in_shards_and_their_cost(tiny_model, tmp_path, capsys):
     assert "sample: 30 tokens in " in capsys.readouterr().out
 
 
-def test_an_interrupted_run_makes_only_what_is_missing(tiny_model, tmp_path, capsys):
+def test_an_interrupted_run_makes_only_what_is_missing(tiny_model, tmp_path, capsys, bars):
     tokenizer = load_tokenizer(tiny_model)
     target, sampler = tmp_path / "candidates.parquet", Sampler()
     with pytest.raises(KeyboardInterrupt):
@@ -56,6 +70,7 @@ def test_an_interrupted_run_makes_only_what_is_missing(tiny_model, tmp_path, cap
     sample(target, {}, EXAMPLES, sampler, None, tokenizer, **SETTINGS)
     assert sampler.asked == [["e4"]] and len(read_parquet(target)) == 10
     assert "sample: 6 tokens in " in capsys.readouterr().out
+    assert bars() == [("sample", 8, 10), ("sample", 2, 2)]  # the second counts what is left
 
 
 def test_time_is_for_all_questions_judged_by_those_made(monkeypatch):
@@ -96,7 +111,7 @@ class Writer:
 
     def __call__(self, model, tokenizer, prompts, example_ids, *, samples, first_sample, progress, **settings):
         self.asked.append((example_ids, first_sample, samples))
-        assert (progress is None) == (first_sample > 0), "every question counts once"
+        progress(len(prompts))
         return [[Completion(f"SELECT '{letter}', {index}", (7,), -1.0, 2, letter != "C")
                  for index, letter in enumerate(self.letters[name.rpartition(":")[2]])][first_sample:][:samples]
                 for name in example_ids]
@@ -144,7 +159,7 @@ def test_enough_is_a_pair_or_always_right(letters, enough):
     assert has_enough([("gold_bad", True)]) and has_enough([("correct", False)])
 
 
-def test_questions_without_a_pair_are_drawn_again_up_to_most_samples(tiny_model, tmp_path, fake_judge, capsys):
+def test_questions_without_a_pair_are_drawn_again_up_to_most_samples(tiny_model, tmp_path, fake_judge, capsys, bars):
     tokenizer = load_tokenizer(tiny_model)
     writer = Writer({"e0": "RW?????", "e1": "WWWR???", "e2": "RR?????", "e3": "WWUWWCW", "e4": "WW?????"})
     target = tmp_path / "candidates.parquet"
@@ -162,6 +177,7 @@ def test_questions_without_a_pair_are_drawn_again_up_to_most_samples(tiny_model,
     verdicts = tmp_path / "verdicts.parquet"
     judge(verdicts, {}, EXAMPLES, target, databases="both", workers=1, shard_size=4, seed=0)
     assert len(read_parquet(verdicts)) == len(rows) == 15
+    assert bars() == [("sample", 25, 25), ("question", 5, 5)]  # a question that has enough counts as having drawn all
     for name, schema in (("pairs", PAIRS_SCHEMA), ("dropped", DROPPED_SCHEMA)):
         write_parquet(tmp_path / f"{name}.parquet", [], schema)
     print_yield(tmp_path)
