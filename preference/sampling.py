@@ -46,7 +46,7 @@ def sample(target: Path, inputs: dict, examples: list[dict], generate: Callable,
     fixed = {"round": round_number, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
              "checkpoint_hash": checkpoint_hash, "prompt_hash": prompt_hash}
     most = most_samples or samples
-    # A question that has enough before `most` counts as if it had drawn them all.
+    # The most that can be drawn; less for every question that has enough before.
     bar = tqdm(total=most * still_to_make(target, examples, shard_size), desc="sampling", unit="sample", disable=not ranks.is_main())
 
     def draw(asked: list[dict], first: int, count: int) -> list[dict]:
@@ -77,7 +77,7 @@ def sample(target: Path, inputs: dict, examples: list[dict], generate: Callable,
                 rows += draw(asked, drawn, min(samples, most - drawn))
                 drawn, before = min(drawn + samples, most), len(asked)
                 asked = without_enough(judged, asked, rows) if drawn < most else []
-                bar.update((before - len(asked)) * (most - drawn))
+                bar.total -= (before - len(asked)) * (most - drawn)
             places = {example["example_id"]: place for place, example in enumerate(shard)}
             rows.sort(key=lambda row: (places[row["example_id"]], row["sample_index"]))
             made, tokens = made + len(shard), tokens + sum(row["token_count"] for row in rows)

@@ -8,7 +8,7 @@ from tqdm import tqdm as Tqdm
 from preference import sampling
 from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA
 from preference.sampling import CANDIDATES_SCHEMA, VERDICTS_SCHEMA, has_enough, judge, print_yield, sample, time_taken
-from sft.artefacts import mark_complete, read_parquet, write_parquet
+from sft.artefacts import make_in_shards, mark_complete, read_parquet, write_parquet
 from sft.checkpoint import load_tokenizer
 from sft.sampler import Completion, generate
 
@@ -71,6 +71,21 @@ def test_an_interrupted_run_makes_only_what_is_missing(tiny_model, tmp_path, cap
     assert sampler.asked == [["e4"]] and len(read_parquet(target)) == 10
     assert "sample: 6 tokens in " in capsys.readouterr().out
     assert bars() == [("sample", 8, 10), ("sample", 2, 2)]  # the second counts what is left
+
+
+def test_a_bar_counts_the_shards_of_its_rank(monkeypatch, tmp_path):
+    monkeypatch.setattr(sampling.ranks, "world_size", lambda: 2)
+    for rank, left in ((0, 3), (1, 2)):  # e0 e1, e4 and e2 e3
+        monkeypatch.setattr(sampling.ranks, "rank", lambda rank=rank: rank)
+        assert sampling.still_to_make(tmp_path / "candidates.parquet", EXAMPLES, 2) == left
+
+
+def test_judging_that_goes_on_counts_what_is_left(tiny_model, tmp_path, fake_judge, bars):
+    candidates, verdicts = tmp_path / "candidates.parquet", tmp_path / "verdicts.parquet"
+    sample(candidates, {}, EXAMPLES, Writer({f"e{n}": "WW" for n in range(5)}), None, load_tokenizer(tiny_model), **SETTINGS)
+    make_in_shards(verdicts, EXAMPLES, 2, VERDICTS_SCHEMA, lambda shard: [], part=0, parts=3)  # e0 and e1
+    judge(verdicts, {}, EXAMPLES, candidates, databases="both", workers=1, shard_size=2, seed=0)
+    assert bars() == [("sample", 10, 10), ("question", 3, 3)]
 
 
 def test_time_is_for_all_questions_judged_by_those_made(monkeypatch):
@@ -177,7 +192,7 @@ def test_questions_without_a_pair_are_drawn_again_up_to_most_samples(tiny_model,
     verdicts = tmp_path / "verdicts.parquet"
     judge(verdicts, {}, EXAMPLES, target, databases="both", workers=1, shard_size=4, seed=0)
     assert len(read_parquet(verdicts)) == len(rows) == 15
-    assert bars() == [("sample", 25, 25), ("question", 5, 5)]  # a question that has enough counts as having drawn all
+    assert bars() == [("sample", 15, 15), ("question", 5, 5)]  # 25 at most: less for every question that has enough
     for name, schema in (("pairs", PAIRS_SCHEMA), ("dropped", DROPPED_SCHEMA)):
         write_parquet(tmp_path / f"{name}.parquet", [], schema)
     print_yield(tmp_path)
