@@ -1,7 +1,7 @@
 """Run control arms of stage two on one SFT adapter, and compare them on the same questions.
 
     python preference/ablate.py [--config FILE] [--set key=value ...] [--arms NAME ...] [--jobs N]
-    python preference/ablate.py --table tests/results/embedded [FOLDER ...] [--against ARM] [--json | --markdown]
+    python preference/ablate.py --table tests/results/embedded [FOLDER ...] [--against ARM] [--json | --markdown] [--plot FILE.svg]
 
 Each arm and seed of configs/ablation.yaml is trained in a run folder of its own by the stages' own commands, measured by
 greedy execution accuracy, and leaves one small JSON file; what has its file is not run again, and an interrupted set goes on
@@ -32,22 +32,27 @@ def main() -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="the table as JSON, with every interval and p value")
     form.add_argument("--markdown", action="store_true", help="the table as Markdown")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="also draw each arm's error reduction with its interval")
     arguments = parser.parse_args()
     if arguments.against and not arguments.table:
         parser.error("--against changes a table alone: run the arms without it, then --table FOLDER --against ARM")
-    from preference import arm_results
+    if arguments.plot and not arguments.plot.parent.is_dir():
+        parser.error(f"found no folder {arguments.plot.parent} for the drawing: make it, or name another file (--plot FILE.svg)")
+    from preference import arm_plot, arm_results, arm_table
 
     try:
         folders = arguments.table or [run_arms(arguments)]
         table = arm_results.summary(*folders, against=arguments.against)
+        if arguments.plot:
+            arguments.plot.write_text(arm_plot.drawing(table), encoding="utf-8")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     if arguments.json:
         print(json.dumps(table, indent=2))
     elif arguments.markdown:
-        print(arm_results.markdown(table))
+        print(arm_table.markdown(table))
     else:
-        arm_results.print_table(table)
+        arm_table.print_table(table)
 
 
 def run_arms(arguments) -> Path:

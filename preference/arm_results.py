@@ -1,4 +1,4 @@
-"""Results of control arms: one JSON file for each arm and seed, and the table that is made from those files alone."""
+"""Results of control arms: one JSON file for each arm and seed, and what those files say together (shown by `preference.arm_table`)."""
 
 from __future__ import annotations
 
@@ -8,18 +8,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from preference.report_page import text
 from preference.rounds import adapter_of, consecutive_rounds
 from preference.significance import mcnemar, paired_bootstrap, sign_flip_p, wilson_interval
 
 MEASURES = ("execution_accuracy", "valid_sql", "unclear", "ended_with_eos", "mean_tokens")
 # What is measured of each arm: the adapter of the last step, and the one that the stage would publish.
-STATES = {"last": "At the last step, guards off", "published": "As published"}
+STATES = ("last", "published")
 # What the table reads of an arm's training.
 TRAINING = ("rounds", "pairs", "steps", "chosen_logp", "kept_steps", "stopped", "published_is")
 
@@ -69,7 +63,7 @@ def read_results(folder: Path) -> tuple[dict, dict[str, dict[int, dict]]]:
         found = ", ".join(sorted(path.name for path in folder.glob("*.json"))) if folder.is_dir() else "no such folder"
         raise ValueError(f"{folder} has no sft.json (found: {found or 'no result'}). Every arm is compared with the SFT model. "
                          f"Run the arms: bash launch/ablate.sh --set results={folder}")
-    results = {path: read_result(path, ["sft"] if path.name == "sft.json" else list(STATES))
+    results = {path: read_result(path, ("sft",) if path.name == "sft.json" else STATES)
                for path in sorted(folder.glob("*.json"))}
     sft = results[folder / "sft.json"]
     for path, result in results.items():
@@ -112,7 +106,7 @@ def missing(result: Any, states: Sequence[str]) -> list[str]:
     if not isinstance(result, dict):
         return ["map"]
     found = [key for key in ("arm", "seed", "data", "n", "questions") if key not in result]
-    if list(states) != ["sft"]:
+    if tuple(states) != ("sft",):
         found += [key for key in TRAINING if key not in result]
     models = result.get("models")
     for state in states:
@@ -230,89 +224,3 @@ def chosen_change(rounds: Sequence[dict | None] | None, end: str) -> float | Non
     if not rounds or any(one is None or None in (one["start"], one[end]) for one in rounds):
         return None
     return sum(one[end] - one["start"] for one in rounds)
-
-
-# --------------------------------------------------------------------- showing them
-
-HEADINGS = ("Arm", "Seeds", "Accuracy", "Against SFT, points", "Error reduction", "p", "{} better by", "p", "Valid SQL",
-            "EOS", "Tokens", "Steps", "Chosen logp")
-
-
-def headings(table: dict) -> list[str]:
-    """HEADINGS with the name of the arm that others are compared with."""
-    return [heading.format(table["against"]) for heading in HEADINGS]
-
-
-def interval(value: float | None, ends: Sequence[float] | None, unit: str = "") -> str:
-    """ "+3.1 (+0.4 to +5.8)" in points, with `unit` after the value; "+0.0 (-)" where there is no interval."""
-    if value is None:
-        return "-"
-    if ends is None:
-        return f"{100 * value:+.1f}{unit} (-)"
-    return f"{100 * value:+.1f}{unit} ({100 * ends[0]:+.1f} to {100 * ends[1]:+.1f})"
-
-
-def cells(row: dict) -> list[str]:
-    """A row of the table as text, in the order of HEADINGS."""
-    against, behind = row["against_sft"], row.get("behind")
-    accuracy = text.percent(row["execution_accuracy"])
-    if len(row["seeds"]) > 1:
-        accuracy += f" ({100 * min(row['accuracies']):.1f} to {100 * max(row['accuracies']):.1f})"
-    change = row["chosen_logp_change"]
-    return [row["arm"], ", ".join(map(str, row["seeds"])), accuracy, interval(against["difference"], against["ci95"]),
-            interval(against["error_reduction"], against["error_reduction_ci95"], " %"), short_p(against["p"]),
-            *(("-", "-") if behind is None else (interval(behind["difference"], behind["ci95"]), short_p(behind["p"]))),
-            text.percent(row["valid_sql"]), text.percent(row["ended_with_eos"]), f"{row['mean_tokens']:.1f}",
-            "-" if row["steps"] is None else f"{row['steps']:g}", "-" if change is None else f"{change:+.3f}"]
-
-
-def short_p(p: float) -> str:
-    return text.p_value(p).removeprefix("p ").removeprefix("= ")
-
-
-def explanation(table: dict) -> str:
-    """What the columns mean, below the table."""
-    sft = table["sft"]
-    chosen = (" What is published was chosen on these same questions (guards, best round), so its accuracy here is too high, and "
-              "never much below SFT's: report it on other questions." if table["data"] == "dev" else "")
-    low, high = sft["ci95"] or (min(sft["accuracies"]), max(sft["accuracies"]))
-    several = "" if sft["ci95"] else f", mean of {len(sft['accuracies'])} adapters (lowest to highest)"
-    own = "" if sft["ci95"] else (" Against SFT: each seed against the adapter it started from, so that an arm on some of the "
-                                  "adapters is not compared with their mean.")
-    return (f"SFT{several}: {text.percent(sft['execution_accuracy'])} ({100 * low:.1f} to {100 * high:.1f}) of "
-            f"{table['n']} questions, valid SQL {text.percent(sft['valid_sql'])}, EOS {text.percent(sft['ended_with_eos'])}, "
-            f"{sft['mean_tokens']:.1f} tokens. Accuracy: mean over seeds (lowest to highest). Intervals are 95 %, paired over "
-            "the questions; (-): no question changed, so that drawing questions gives none. p, one seed: McNemar's exact test; "
-            "more seeds: paired permutation (sign flip) over questions, each scored by its mean over seeds. "
-            f"\"{table['against']} better by\": points, on the seeds that both arms have of the same adapter. Steps: to the adapter "
-            "that was measured. Chosen logp: change from the first step to that one, nats a token, on the guards' pairs." + own + chosen)
-
-
-def titles(table: dict) -> dict[str, str]:
-    """The states to show, with their titles: one alone where every arm publishes its last step."""
-    return STATES if table["last"] != table["published"] else {"last": "At the last step, which is what is published"}
-
-
-def markdown(table: dict) -> str:
-    """The table for a Markdown file."""
-    lines = []
-    for state, title in titles(table).items():
-        lines += [f"**{title}** ({table['data']}, n = {table['n']})", "", "| " + " | ".join(headings(table)) + " |",
-                  "|" + "---|" * len(HEADINGS), *("| " + " | ".join(cells(row)) + " |" for row in table[state]), ""]
-    return "\n".join([*lines, explanation(table)])
-
-
-def print_table(table: dict) -> None:
-    """The table in the terminal."""
-    console = Console()
-    for state, title in titles(table).items():
-        # In two parts, since a terminal is 80 characters wide: what the arm reached, and how healthy its model is.
-        for part, places in (("", range(8)), (", health", (0, *range(8, len(HEADINGS))))):
-            shown = Table(title=Text(f"{title}{part}: {table['data']}, n = {table['n']}"), title_justify="left",
-                          title_style="bold", box=SIMPLE)
-            for place in places:
-                shown.add_column(headings(table)[place], justify="left" if place < 2 else "right", overflow="fold")
-            for row in table[state]:
-                shown.add_row(*(Text(cells(row)[place]) for place in places))
-            console.print(shown)
-    console.print(Text(explanation(table)))

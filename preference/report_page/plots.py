@@ -123,7 +123,7 @@ def training_curves(training: Mapping[str, Sequence[Mapping]]) -> list[dict]:
 def _curve(lines: Sequence[tuple[str, list[tuple[float, float]]]], reference: float | None) -> dict:
     values = [value for _, points in lines for _, value in points] + ([] if reference is None else [reference])
     steps = [step for _, points in lines for step, _ in points]
-    ticks = _ticks(min(values), max(values))
+    ticks = ticks(min(values), max(values))
     low, high = ticks[0], ticks[-1]
     first, last = min(steps), max(steps)
 
@@ -152,7 +152,7 @@ def _curve(lines: Sequence[tuple[str, list[tuple[float, float]]]], reference: fl
     }
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Three to six round values that enclose low and high; 0.12 and 0.68 give 0, 0.2, 0.4, 0.6, 0.8."""
     if low == high:
         low, high = low - abs(low or 1) / 2, high + abs(high or 1) / 2

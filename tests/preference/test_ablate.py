@@ -13,12 +13,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from ruamel.yaml import YAML
 
 from preference import ablate, arms, compare_models, dpo, launcher
-from preference.arm_results import cells, compared, markdown, read_results, summary, training_facts
+from preference.arm_results import compared, read_results, summary, training_facts
+from preference.arm_table import cells, markdown
 from preference.inspection.labels import LabelFile
 from preference.report import summarise
 from preference.training_inputs import words_hash
@@ -730,11 +732,11 @@ def test_where_no_question_changed_the_bootstrap_gives_no_interval(results):
 
     # One seed: Newcombe's interval of the difference has a width, the drawn one of the errors would have none.
     write(results, "random-seed0", {"last": "10000000", "published": "11000000"})
-    assert shown("published", 4)[1] == "+0.0 % (-)" and re.fullmatch(r"\+0\.0 \(-\d.* to \+\d.*\)", shown("published", 3)[1])
+    assert shown("published", 4)[1] == "+0.0 (-)" and re.fullmatch(r"\+0\.0 \(-\d.* to \+\d.*\)", shown("published", 3)[1])
     # Several: both are drawn.
     for seed in (0, 1):
         write(results, f"default-seed{seed}", {"last": "11000000", "published": "11000000"})
-    assert (shown("last", 3)[0], shown("last", 4)[0]) == ("+0.0 (-)", "+0.0 % (-)")
+    assert (shown("last", 3)[0], shown("last", 4)[0]) == ("+0.0 (-)", "+0.0 (-)")
     assert "(-): no question changed" in markdown(summary(results))
     # An SFT model without errors has none to reduce.
     for path in results.glob("*.json"):
@@ -776,6 +778,68 @@ def test_the_table_needs_the_files_alone_in_three_forms(results, monkeypatch, ca
     assert "SFT: 25.0 % (7.1 to 59.1) of 8 questions" in printed
     code, printed = run(monkeypatch, capsys, "--table", results)
     assert code is None and "At the last step, guards off" in printed and "As published" in printed
+
+
+def test_a_terminal_of_80_characters_shows_every_figure_whole(results, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    table = summary(results)
+    for old, new in (("default", "default"), ("random", "a-name-of-twenty-two-c")):
+        for path in results.glob(f"{old}-seed*.json"):
+            write_json(path, json.loads(path.read_text()) | {"arm": new})
+    # The longest that intervals and p values get.
+    table = summary(results, against="a-name-of-twenty-two-c")
+    for row in table["last"] + table["published"]:
+        row["against_sft"] |= {"difference": -0.123, "ci95": [-0.234, -0.111], "error_reduction": 0.123, "error_reduction_ci95": [0.1, 0.2],
+                               "p": 1e-9}
+    monkeypatch.setattr("preference.arm_results.summary", lambda *_, **__: table)
+    _, printed = run(monkeypatch, capsys, "--table", results)
+    lines = printed.splitlines()
+    assert max(map(len, lines)) <= 80
+    for state in ("last", "published"):
+        for row in table[state]:
+            for cell in set(cells(row)) - {", ".join(map(str, row["seeds"]))}:
+                assert any(re.search(rf"(^|\s){re.escape(cell)}(\s|$)", line) for line in lines if line.startswith(row["arm"])), cell
+
+
+def test_the_drawing_has_marks_where_the_error_reductions_are(results, monkeypatch, capsys, tmp_path):
+    write(results, "random-seed0", {"last": "10000000", "published": "11000000"})
+    write_json(results / "random-seed0.json", json.loads((results / "random-seed0.json").read_text()) | {"arm": "<b>&random"})
+    code, _ = run(monkeypatch, capsys, "--table", results, "--json", "--plot", tmp_path / "arms.svg")
+    assert code is None
+    root = ElementTree.fromstring((tmp_path / "arms.svg").read_text(encoding="utf-8"))
+    svg = "{http://www.w3.org/2000/svg}"
+    texts = [(mark.text, float(mark.get("x")), float(mark.get("y"))) for mark in root.iter(f"{svg}text")]
+    heights = {name: [y for text, _, y in texts if text == name] for name in ("default (2 seeds)", "<b>&random (1 seed)")}
+    assert [len(found) for found in heights.values()] == [2, 2], "a panel for the last step, and one for what is published"
+    ticks = {float(text): x for text, x, _ in texts if re.fullmatch(r"-?\d+", text)}
+    scale = (ticks[max(ticks)] - ticks[0]) / max(ticks)
+
+    def marks(name: str, panel: int, kind: str) -> list[float]:
+        return sorted((float(mark.get("cx")) - ticks[0]) / scale for mark in root.iter(f"{svg}circle")
+                      if mark.get("class") == kind and abs(float(mark.get("cy")) - heights[name][panel]) < 10)
+
+    # Of SFT's 6 errors default makes 2 and 1 fewer, and publishes SFT's once; random makes 1 more.
+    assert marks("default (2 seeds)", 0, "mean") == pytest.approx([25], abs=0.1)
+    assert marks("default (2 seeds)", 0, "seed") == pytest.approx([100 / 6, 100 / 3], abs=0.1)
+    assert marks("default (2 seeds)", 1, "seed") == pytest.approx([0, 100 / 3], abs=0.1)
+    assert marks("<b>&random (1 seed)", 0, "mean") == pytest.approx([-100 / 6], abs=0.1)
+    assert marks("<b>&random (1 seed)", 0, "seed") == []
+    # Whiskers end where the interval does; none where no question changed.
+    low, high = summary(results)["last"][0]["against_sft"]["error_reduction_ci95"]
+    lines = [(float(line.get("y1")), float(line.get("x1")), float(line.get("x2"))) for line in root.iter(f"{svg}line")
+             if line.get("class") == "whisker"]
+    assert len(lines) == 3, "not for random as published"
+    _, start, end = next(line for line in lines if abs(line[0] - heights["default (2 seeds)"][0]) < 10)
+    assert [(start - ticks[0]) / scale, (end - ticks[0]) / scale] == pytest.approx([100 * low, 100 * high], abs=0.1)
+    # Everything is inside the drawing, SFT without errors too.
+    width, height = map(float, root.get("viewBox").split()[2:])
+    assert all(0 <= x <= width and 0 <= y <= height for _, x, y in texts)
+    for path in results.glob("*.json"):
+        write(results, path.stem, {"sft": "11111111"} if path.stem == "sft" else {"last": "11111110", "published": "11111111"})
+    code, _ = run(monkeypatch, capsys, "--table", results, "--plot", tmp_path / "arms.svg")
+    assert code is None and 'class="mean"' not in (tmp_path / "arms.svg").read_text()
+    code, _ = run(monkeypatch, capsys, "--table", results, "--plot", tmp_path / "missing" / "arms.svg")
+    assert code == 2, "told before anything is trained"
 
 
 def test_arms_that_publish_their_last_step_are_told_once(results, monkeypatch, capsys):

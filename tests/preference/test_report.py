@@ -180,9 +180,9 @@ def test_paired_sentence_in_words():
 
 
 def test_ticks_enclose_and_are_round():
-    assert plots._ticks(0.12, 0.68) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
-    assert plots._ticks(-35, -18.9) == pytest.approx([-35, -30, -25, -20, -15])
-    flat = plots._ticks(0.0, 0.0)
+    assert plots.ticks(0.12, 0.68) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+    assert plots.ticks(-35, -18.9) == pytest.approx([-35, -30, -25, -20, -15])
+    flat = plots.ticks(0.0, 0.0)
     assert flat[0] < 0 < flat[-1]
 
 
