@@ -36,15 +36,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.against and not arguments.table:
         parser.error("--against changes a table alone: run the arms without it, then --table FOLDER --against ARM")
-    if arguments.plot and not arguments.plot.parent.is_dir():
-        parser.error(f"found no folder {arguments.plot.parent} for the drawing: make it, or name another file (--plot FILE.svg)")
+    if arguments.plot and (arguments.plot.suffix != ".svg" or arguments.plot.is_dir() or not arguments.plot.parent.is_dir()):
+        parser.error(f"--plot {arguments.plot}: allowed is the name of an .svg file in a folder that exists, e.g. --plot arms.svg")
     from preference import arm_plot, arm_results, arm_table
 
     try:
         folders = arguments.table or [run_arms(arguments)]
         table = arm_results.summary(*folders, against=arguments.against)
-        if arguments.plot:
-            arguments.plot.write_text(arm_plot.drawing(table), encoding="utf-8")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     if arguments.json:
@@ -53,6 +51,12 @@ def main() -> None:
         print(arm_table.markdown(table))
     else:
         arm_table.print_table(table)
+    if arguments.plot:
+        try:
+            arguments.plot.write_text(arm_plot.drawing(table), encoding="utf-8")
+        except OSError as error:
+            sys.exit(f"error: {error}")
+        print(f"drawing: {arguments.plot}", file=sys.stderr)
 
 
 def run_arms(arguments) -> Path:

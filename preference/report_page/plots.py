@@ -1,4 +1,4 @@
-"""The report's plots as inline SVG.
+"""The report's plots as inline SVG, and the round values of their scales.
 
 Horizontal positions are percentages and colours are classes (`series-0`, `reason-0`), so one drawing fits every width
 and both colour schemes. Text stands beside the drawings as HTML, where it keeps its size and can be selected.
@@ -123,15 +123,15 @@ def training_curves(training: Mapping[str, Sequence[Mapping]]) -> list[dict]:
 def _curve(lines: Sequence[tuple[str, list[tuple[float, float]]]], reference: float | None) -> dict:
     values = [value for _, points in lines for _, value in points] + ([] if reference is None else [reference])
     steps = [step for _, points in lines for step, _ in points]
-    ticks = ticks(min(values), max(values))
-    low, high = ticks[0], ticks[-1]
+    marks = ticks(min(values), max(values))
+    low, high = marks[0], marks[-1]
     first, last = min(steps), max(steps)
 
     def place(step: float, value: float) -> tuple[float, float]:
         return (100 * (step - first) / (last - first) if last > first else 50.0), 100 * (high - value) / (high - low)
 
     drawing = [Markup('<line class="grid" x1="0" x2="100" y1="{0:.2f}" y2="{0:.2f}"/>').format(place(first, tick)[1])
-               for tick in ticks]
+               for tick in marks]
     if reference is not None:
         drawing.append(Markup('<line class="reference" x1="0" x2="100" y1="{0:.2f}" y2="{0:.2f}"/>').format(
             place(first, reference)[1]))
@@ -145,7 +145,7 @@ def _curve(lines: Sequence[tuple[str, list[tuple[float, float]]]], reference: fl
     return {
         "lines": [{"name": visible(key), "first": _short(points[0][1]), "last": _short(points[-1][1])}
                   for key, points in lines],
-        "ticks": [(_short(tick), f"{place(first, tick)[1]:.2f}") for tick in ticks],
+        "ticks": [(_short(tick), f"{place(first, tick)[1]:.2f}") for tick in marks],
         "first_step": f"{first:,g}", "last_step": f"{last:,g}",
         "drawing": Markup('<svg class="curve" viewBox="0 0 100 100" preserveAspectRatio="none" role="img" '
                           'aria-label="{}">{}</svg>').format(summary, Markup("").join(drawing)),

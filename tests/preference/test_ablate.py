@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 
 from preference import ablate, arms, compare_models, dpo, launcher
 from preference.arm_results import compared, read_results, summary, training_facts
-from preference.arm_table import cells, markdown
+from preference.arm_table import HEADINGS, PARTS, cells, markdown
 from preference.inspection.labels import LabelFile
 from preference.report import summarise
 from preference.training_inputs import words_hash
@@ -780,66 +780,118 @@ def test_the_table_needs_the_files_alone_in_three_forms(results, monkeypatch, ca
     assert code is None and "At the last step, guards off" in printed and "As published" in printed
 
 
-def test_a_terminal_of_80_characters_shows_every_figure_whole(results, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "80")
+@pytest.mark.parametrize(("name", "reduction", "ends", "seeds", "fits"), [
+    ("sft-on-chosen-rounds-2", 0.133, [0.106, 0.161], [1, 2, 3], True),
+    ("sft-on-chosen-rounds-2", -1.123, [-1.345, -1.011], [0], False),
+    ("samples-of-16-hardest-graded-plain", 0.133, [-0.106, 0.161], [0, 1, 2, 10, 11], True),
+])
+def test_the_terminal_shows_every_figure_whole(results, monkeypatch, capsys, name, reduction, ends, seeds, fits):
+    """A table of usual figures fits 80 characters; another is wider rather than cut, since 0.00029 would become 0.000."""
+    write_json(results / "random-seed0.json", json.loads((results / "random-seed0.json").read_text()) | {"arm": name})
     table = summary(results)
-    for old, new in (("default", "default"), ("random", "a-name-of-twenty-two-c")):
-        for path in results.glob(f"{old}-seed*.json"):
-            write_json(path, json.loads(path.read_text()) | {"arm": new})
-    # The longest that intervals and p values get.
-    table = summary(results, against="a-name-of-twenty-two-c")
-    for row in table["last"] + table["published"]:
-        row["against_sft"] |= {"difference": -0.123, "ci95": [-0.234, -0.111], "error_reduction": 0.123, "error_reduction_ci95": [0.1, 0.2],
-                               "p": 1e-9}
-    monkeypatch.setattr("preference.arm_results.summary", lambda *_, **__: table)
-    _, printed = run(monkeypatch, capsys, "--table", results)
-    lines = printed.splitlines()
-    assert max(map(len, lines)) <= 80
     for state in ("last", "published"):
-        for row in table[state]:
-            for cell in set(cells(row)) - {", ".join(map(str, row["seeds"]))}:
-                assert any(re.search(rf"(^|\s){re.escape(cell)}(\s|$)", line) for line in lines if line.startswith(row["arm"])), cell
+        row = table[state][1]
+        row["against_sft"] |= {"difference": -0.123, "ci95": [-0.234, -0.111], "p": 1e-9, "error_reduction": reduction,
+                               "error_reduction_ci95": ends}
+        row["behind"] |= {"difference": -0.123, "ci95": [-0.234, -0.111], "p": 0.00029}
+        row |= {"seeds": seeds, "accuracies": [0.25] * len(seeds), "chosen_logp_change": -0.123}
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("preference.arm_results.summary", lambda *_, **__: table)
+    code, printed = run(monkeypatch, capsys, "--table", results)
+    blocks = printed.split("\n\n")
+    assert code is None and len(blocks) == 7 and (max(map(len, printed.splitlines())) <= 80) == fits
+    for block, (state, (part, places)) in zip(blocks, [(state, part) for state in ("last", "published") for part in PARTS], strict=False):
+        title, *lines = block.splitlines()
+        assert title.endswith(f", {part} (dev, n = 8)")
+        heading, body = "".join(lines).split("─", 1)[0], "\n".join(lines).rsplit("─", 1)[1]
+        for place in places:
+            for row in table[state]:
+                words = cells(row)[place]
+                # Names and seeds may go on below; of those each piece stands somewhere.
+                pieces = re.findall(r".{1,8}(?:,|$)" if place == 1 else r".{1,22}(?:-|$)", words) if place < 2 else [words]
+                assert all(re.search(rf"(^|\s){re.escape(piece.strip())}(\s|$)", body) for piece in pieces), (words, body)
+            assert HEADINGS[place].split()[-1] in heading
 
 
-def test_the_drawing_has_marks_where_the_error_reductions_are(results, monkeypatch, capsys, tmp_path):
-    write(results, "random-seed0", {"last": "10000000", "published": "11000000"})
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawn(path: Path) -> tuple[list, dict, dict, float]:
+    """A drawing read back: texts as (text, x, y); bars and rings, and whiskers, by height, in % of the axis; the width."""
+    root = ElementTree.fromstring(path.read_text(encoding="utf-8"))
+    texts = [(mark.text, float(mark.get("x")), float(mark.get("y"))) for mark in root.iter(f"{SVG}text")]
+    axis = {float(text): x for text, x, _ in texts if re.fullmatch(r"-?\d+", text)}
+    one = (axis[max(axis)] - axis[0]) / max(axis)
+    found: dict[float, list] = {}
+    for mark in root.iter():
+        kind = mark.get("class")
+        if kind == "all":
+            found.setdefault(float(mark.get("y")) + 8, []).append(("bar", (float(mark.get("x")) + 2 - axis[0]) / one))
+        elif kind == "seed":
+            found.setdefault(float(mark.get("cy")), []).append(("ring", (float(mark.get("cx")) - axis[0]) / one))
+        elif kind == "whisker":
+            found.setdefault(float(mark.get("y1")), []).append(
+                ("whisker", (float(mark.get("x1")) - axis[0]) / one, (float(mark.get("x2")) - axis[0]) / one))
+    assert root.get("aria-label")
+    return texts, found, axis, float(root.get("viewBox").split()[2])
+
+
+def test_the_drawing_has_marks_where_the_error_reductions_are(results, monkeypatch, capsys):
+    path = results / "arms.svg"
     write_json(results / "random-seed0.json", json.loads((results / "random-seed0.json").read_text()) | {"arm": "<b>&random"})
-    code, _ = run(monkeypatch, capsys, "--table", results, "--json", "--plot", tmp_path / "arms.svg")
+    code, _ = run(monkeypatch, capsys, "--table", results, "--json", "--plot", path)
     assert code is None
-    root = ElementTree.fromstring((tmp_path / "arms.svg").read_text(encoding="utf-8"))
-    svg = "{http://www.w3.org/2000/svg}"
-    texts = [(mark.text, float(mark.get("x")), float(mark.get("y"))) for mark in root.iter(f"{svg}text")]
-    heights = {name: [y for text, _, y in texts if text == name] for name in ("default (2 seeds)", "<b>&random (1 seed)")}
-    assert [len(found) for found in heights.values()] == [2, 2], "a panel for the last step, and one for what is published"
-    ticks = {float(text): x for text, x, _ in texts if re.fullmatch(r"-?\d+", text)}
-    scale = (ticks[max(ticks)] - ticks[0]) / max(ticks)
+    texts, found, axis, width = drawn(path)
 
-    def marks(name: str, panel: int, kind: str) -> list[float]:
-        return sorted((float(mark.get("cx")) - ticks[0]) / scale for mark in root.iter(f"{svg}circle")
-                      if mark.get("class") == kind and abs(float(mark.get("cy")) - heights[name][panel]) < 10)
+    def marks(name: str, panel: int) -> list:
+        height = [y for text, _, y in texts if text == name][panel]
+        return sorted(tuple(round(value, 1) if value != mark[0] else value for value in mark)
+                      for y, row in found.items() if abs(y - height) < 10 for mark in row)
 
-    # Of SFT's 6 errors default makes 2 and 1 fewer, and publishes SFT's once; random makes 1 more.
-    assert marks("default (2 seeds)", 0, "mean") == pytest.approx([25], abs=0.1)
-    assert marks("default (2 seeds)", 0, "seed") == pytest.approx([100 / 6, 100 / 3], abs=0.1)
-    assert marks("default (2 seeds)", 1, "seed") == pytest.approx([0, 100 / 3], abs=0.1)
-    assert marks("<b>&random (1 seed)", 0, "mean") == pytest.approx([-100 / 6], abs=0.1)
-    assert marks("<b>&random (1 seed)", 0, "seed") == []
-    # Whiskers end where the interval does; none where no question changed.
-    low, high = summary(results)["last"][0]["against_sft"]["error_reduction_ci95"]
-    lines = [(float(line.get("y1")), float(line.get("x1")), float(line.get("x2"))) for line in root.iter(f"{svg}line")
-             if line.get("class") == "whisker"]
-    assert len(lines) == 3, "not for random as published"
-    _, start, end = next(line for line in lines if abs(line[0] - heights["default (2 seeds)"][0]) < 10)
-    assert [(start - ticks[0]) / scale, (end - ticks[0]) / scale] == pytest.approx([100 * low, 100 * high], abs=0.1)
-    # Everything is inside the drawing, SFT without errors too.
-    width, height = map(float, root.get("viewBox").split()[2:])
-    assert all(0 <= x <= width and 0 <= y <= height for _, x, y in texts)
-    for path in results.glob("*.json"):
-        write(results, path.stem, {"sft": "11111111"} if path.stem == "sft" else {"last": "11111110", "published": "11111111"})
-    code, _ = run(monkeypatch, capsys, "--table", results, "--plot", tmp_path / "arms.svg")
-    assert code is None and 'class="mean"' not in (tmp_path / "arms.svg").read_text()
-    code, _ = run(monkeypatch, capsys, "--table", results, "--plot", tmp_path / "missing" / "arms.svg")
-    assert code == 2, "told before anything is trained"
+    low, high = (round(100 * end, 1) for end in summary(results)["last"][0]["against_sft"]["error_reduction_ci95"])
+    # Of SFT's 6 errors default makes 2 and 1 fewer; random makes 1 more.
+    *points, whisker = marks("default (2 seeds)", 0)
+    assert points == [("bar", 25.0), ("ring", 16.7), ("ring", 33.3)] and whisker[1:] == pytest.approx((low, high), abs=0.11)
+    assert [mark for mark in marks("<b>&random (1 seed)", 0) if mark[0] != "whisker"] == [("bar", -16.7)]
+    # Default publishes SFT's once; so does random, where no question changed and there is no interval.
+    assert [mark for mark in marks("default (2 seeds)", 1) if mark[0] != "whisker"] == [("bar", 16.7), ("ring", 0.0), ("ring", 33.3)]
+    assert marks("<b>&random (1 seed)", 1) == [("bar", 0.0)]
+    # Figures stand beside; the caveat of the table below; all of it within the width, at 6 pixels a letter.
+    assert cells(summary(results)["last"][0])[4] in {text for text, _, _ in texts}
+    assert "was chosen on these same questions" in " ".join(text for text, _, _ in texts)
+    assert all(x + 6 * len(text) <= width for text, x, _ in texts if text)
+    reached = [value for row in found.values() for mark in row for value in mark[1:]]
+    assert min(axis) <= min(reached) and max(reached) <= max(axis)
+
+
+def test_the_drawing_of_several_adapters_and_of_one_without_errors(results, monkeypatch, capsys, tmp_path):
+    second, path = results / "second", results / "arms.svg"
+    write(second, "sft", {"sft": "11111110"})
+    write(second, "default-seed2", dict.fromkeys(("last", "published"), "11111111"))
+    code, _ = run(monkeypatch, capsys, "--table", results, second, "--plot", path)
+    texts, found, _, _ = drawn(path)
+    height = next(y for text, _, y in texts if text == "default (3 seeds)")
+    marks = sorted(mark for y, row in found.items() if abs(y - height) < 10 for mark in row)
+    # 2 of 6, 1 of 6 and 1 of 1 errors fewer: 4 of 13 together.
+    assert code is None and [round(value, 1) for kind, value, *_ in marks if kind != "whisker"] == [30.8, 16.7, 33.3, 100.0]
+    assert "Against SFT: each seed against the adapter" in " ".join(text for text, _, _ in texts)
+    write(second, "sft", {"sft": "11111111"})
+    run(monkeypatch, capsys, "--table", results, second, "--plot", path)
+    texts, found, _, _ = drawn(path)
+    marks = [mark[0] for y, row in found.items() if abs(y - height) < 10 for mark in row]
+    assert sorted(marks) == ["bar", "ring", "ring", "whisker"], "no ring for an adapter that makes no error"
+    for file in results.glob("*.json"):
+        write(results, file.stem, {"sft": "11111111"} if file.stem == "sft" else {"last": "11111110", "published": "11111111"})
+    code, _ = run(monkeypatch, capsys, "--table", results, "--plot", path)
+    texts, found, _, _ = drawn(path)
+    assert code is None and not found and [text for text, _, _ in texts].count("-") == 4
+
+
+def test_a_drawing_that_cannot_be_written_is_told_first(results, monkeypatch, capsys):
+    (results / "folder.svg").mkdir()
+    for place in ("missing/arms.svg", "arms.png", "folder.svg"):
+        code, printed = run(monkeypatch, capsys, "--table", results, "--plot", results / place)
+        assert code == 2 and not printed
 
 
 def test_arms_that_publish_their_last_step_are_told_once(results, monkeypatch, capsys):
@@ -873,7 +925,7 @@ def test_another_arm_to_compare_with(results, monkeypatch, capsys):
     # On seed 0 random has one right and default four, that one among them.
     assert (default["behind"]["seeds"], default["behind"]["difference"], default["behind"]["lost"]) == ([0], -0.375, 3)
     code, printed = run(monkeypatch, capsys, "--table", results, "--against", "random", "--markdown")
-    assert code is None and "| p | random better by | p |" in printed and "| -37.5 (-" in printed
+    assert code is None and "| p | random better by, points | p |" in printed and "| -37.5 (-" in printed
     code, printed = run(monkeypatch, capsys, "--table", results, "--against", "randum")
     assert str(code) == ("error: found no arm 'randum' to compare others with. These folders have default, random. "
                          "Choose one of those (--against ARM).")
