@@ -290,29 +290,29 @@ def test_in_a_browser_filters_work_and_hostile_text_does_nothing(playwright, bro
     page.on("pageerror", lambda error: said.append(str(error)))
     page.goto(path.as_uri())
 
-    def shown() -> list[str]:
-        return page.locator("tr.row .question").all_inner_texts()
+    def shows(*numbers: int) -> None:
+        playwright.expect(page.locator("tr.row .question")).to_have_text([f"Question {number}?" for number in numbers])
 
-    assert shown() == [f"Question {number}?" for number in (1, 2, 3, 4)]
+    shows(1, 2, 3, 4)
     page.get_by_role("link", name="1 lost").first.click()
-    assert shown() == ["Question 1?"]
+    shows(1)
     page.get_by_role("button", name="Clear filters").click()
     page.get_by_label("Verdict: base").select_option("wrong/sql_error")
-    assert shown() == ["Question 2?"]
+    shows(2)
     details = page.get_by_role("button", name="Details of question 2")
     details.press("Enter")
-    assert details.get_attribute("aria-expanded") == "true"
-    assert "cut off before EOS" in page.locator("tr.details").inner_text()
+    playwright.expect(details).to_have_attribute("aria-expanded", "true")
+    playwright.expect(page.locator("tr.details")).to_contain_text("cut off before EOS")
     page.get_by_role("button", name="Clear filters").click()
     page.get_by_label("Search").fill("question 3?")
-    playwright.expect(page.locator("tr.row")).to_have_count(1)
+    shows(3)
 
     results, facts = hostile_report()
     _, path = write_report(tmp_path, summarise(HOSTILE[0], results, facts), results, facts)
     page.goto(path.as_uri())
     for button in page.locator("button.open").all():
         button.click()
-    assert page.locator("tr.details").count() == len(HOSTILE)
+    playwright.expect(page.locator("tr.details")).to_have_count(len(HOSTILE))
     assert page.evaluate("window.harmed") is None
     assert HOSTILE[2] in page.locator("tr.details").nth(2).inner_text()
     assert said == []
