@@ -11,7 +11,7 @@ from preference.arm_table import caveats, interval, titles
 from preference.report_page.plots import ticks
 from preference.report_page.text import visible
 
-# Pixels: widest letter of 13 px text to reckon with, a row's height, the plot's width, and the margin.
+# Pixels: a letter of 13 px text to reckon with, a row's height, the plot's width, and the margin.
 LETTER, ROW, PLOT, MARGIN = 8, 26, 380, 12
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #1f2328; } .title { font-weight: 600; } .note { font-size: 12px; fill: #59636e; }
@@ -85,8 +85,7 @@ def arm_row(table: Mapping, row: Mapping, y: float, place: Callable[[float], flo
 
 
 def label(row: Mapping) -> str:
-    seeds = len(row["seeds"])
-    return f"{visible(row['arm'])} ({seeds} seed{'s' if seeds > 1 else ''})"
+    return f"{visible(row['arm'])} (seed{'s' if len(row['seeds']) > 1 else ''} {', '.join(map(str, row['seeds']))})"
 
 
 def reduction(row: Mapping) -> str:

@@ -102,7 +102,7 @@ def print_table(table: dict) -> None:
     wide = Console(width=max(console.width, WIDE))
     for state, title in titles(table).items():
         for part, places in PARTS:
-            console.print(Text(f"{title}, {part} ({table['data']}, n = {table['n']:,})", style="bold"))
+            wide.print(Text(f"{title}, {part} ({table['data']}, n = {table['n']:,})", style="bold"))
             shown = Table(box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
             columns = []
             for place in places:

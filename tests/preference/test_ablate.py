@@ -803,14 +803,19 @@ def test_the_terminal_shows_every_figure_whole(results, monkeypatch, capsys, nam
     for block, (state, (part, places)) in zip(blocks, [(state, part) for state in ("last", "published") for part in PARTS], strict=False):
         title, *lines = block.splitlines()
         assert title.endswith(f", {part} (dev, n = 8)")
-        heading, body = "".join(lines).split("─", 1)[0], "\n".join(lines).rsplit("─", 1)[1]
+        heading, body = " ".join(lines).split("─", 1)[0], "\n".join(lines).rsplit("─", 1)[1]
         for place in places:
             for row in table[state]:
                 words = cells(row)[place]
                 # Names and seeds may go on below; of those each piece stands somewhere.
                 pieces = re.findall(r".{1,8}(?:,|$)" if place == 1 else r".{1,22}(?:-|$)", words) if place < 2 else [words]
                 assert all(re.search(rf"(^|\s){re.escape(piece.strip())}(\s|$)", body) for piece in pieces), (words, body)
-            assert HEADINGS[place].split()[-1] in heading
+            assert re.search(rf"(?<!\w){HEADINGS[place].split()[-1]}(?!\w)", heading)
+        # Each row's figures stand in its own line, in the order of the headings.
+        for row in table[state]:
+            line = next(line for line in lines if line.startswith(row["arm"][:8]))
+            at = [line.find(cells(row)[place]) for place in places if place > 1 and cells(row)[place] != "-"]
+            assert -1 not in at and at == sorted(at)
 
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -850,16 +855,17 @@ def test_the_drawing_has_marks_where_the_error_reductions_are(results, monkeypat
 
     low, high = (round(100 * end, 1) for end in summary(results)["last"][0]["against_sft"]["error_reduction_ci95"])
     # Of SFT's 6 errors default makes 2 and 1 fewer; random makes 1 more.
-    *points, whisker = marks("default (2 seeds)", 0)
+    *points, whisker = marks("default (seeds 0, 1)", 0)
     assert points == [("bar", 25.0), ("ring", 16.7), ("ring", 33.3)] and whisker[1:] == pytest.approx((low, high), abs=0.11)
-    assert [mark for mark in marks("<b>&random (1 seed)", 0) if mark[0] != "whisker"] == [("bar", -16.7)]
+    assert [mark for mark in marks("<b>&random (seed 0)", 0) if mark[0] != "whisker"] == [("bar", -16.7)]
     # Default publishes SFT's once; so does random, where no question changed and there is no interval.
-    assert [mark for mark in marks("default (2 seeds)", 1) if mark[0] != "whisker"] == [("bar", 16.7), ("ring", 0.0), ("ring", 33.3)]
-    assert marks("<b>&random (1 seed)", 1) == [("bar", 0.0)]
+    assert [mark for mark in marks("default (seeds 0, 1)", 1) if mark[0] != "whisker"] == [("bar", 16.7), ("ring", 0.0), ("ring", 33.3)]
+    assert marks("<b>&random (seed 0)", 1) == [("bar", 0.0)]
     # Figures stand beside; the caveat of the table below; all of it within the width, at 6 pixels a letter.
     assert cells(summary(results)["last"][0])[4] in {text for text, _, _ in texts}
     assert "was chosen on these same questions" in " ".join(text for text, _, _ in texts)
     assert all(x + 6 * len(text) <= width for text, x, _ in texts if text)
+    assert all(x + 6 * len(text) < min(axis.values()) for text, x, _ in texts if "seed" in text and "(" in text and ":" not in text)
     reached = [value for row in found.values() for mark in row for value in mark[1:]]
     assert min(axis) <= min(reached) and max(reached) <= max(axis)
 
@@ -870,7 +876,7 @@ def test_the_drawing_of_several_adapters_and_of_one_without_errors(results, monk
     write(second, "default-seed2", dict.fromkeys(("last", "published"), "11111111"))
     code, _ = run(monkeypatch, capsys, "--table", results, second, "--plot", path)
     texts, found, _, _ = drawn(path)
-    height = next(y for text, _, y in texts if text == "default (3 seeds)")
+    height = next(y for text, _, y in texts if text == "default (seeds 0, 1, 2)")
     marks = sorted(mark for y, row in found.items() if abs(y - height) < 10 for mark in row)
     # 2 of 6, 1 of 6 and 1 of 1 errors fewer: 4 of 13 together.
     assert code is None and [round(value, 1) for kind, value, *_ in marks if kind != "whisker"] == [30.8, 16.7, 33.3, 100.0]
