@@ -869,7 +869,7 @@ def test_the_drawing_has_marks_where_the_error_reductions_are(results, monkeypat
     assert min(axis) <= min(reached) and max(reached) <= max(axis)
 
 
-def test_the_drawing_of_several_adapters_and_of_one_without_errors(results, monkeypatch, capsys, tmp_path):
+def test_the_drawing_of_several_adapters_and_of_one_without_errors(results, monkeypatch, capsys):
     second, path = results / "second", results / "arms.svg"
     write(second, "sft", {"sft": "11111110"})
     write(second, "default-seed2", dict.fromkeys(("last", "published"), "11111111"))
