@@ -175,10 +175,10 @@ def run_facts(run: Path) -> dict:
                 facts["training"].setdefault("guards", []).extend(
                     {**row, "step": row["step"] + steps_before} for row in guards)
             facts["training"].setdefault(stage, []).extend(
-                {**row, "step": row["step"] + steps_before,
-                 "dev_execution_accuracy": measured.get(str(row["step"]), {}).get("execution_accuracy")}
-                for row in found.pop("log") if "loss" in row
-            )
+                {**row, "step": row["step"] + steps_before} for row in found.pop("log") if "loss" in row)
+            # Rows of their own: it is not measured at the steps whose loss is logged.
+            facts["training"][stage].extend({"step": int(step), "dev_execution_accuracy": row["execution_accuracy"]}
+                                            for step, row in measured.items())
             steps_before += found["steps"] if number else 0
             facts[name] = {key: value for key, value in found.items() if not key.startswith("dev_")}
             if several and (reached := found.get("dev_after")):

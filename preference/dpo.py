@@ -15,7 +15,8 @@ STEPS = ("sample", "judge", "pairs", "train")
 
 
 def main() -> None:
-    from sft.configuration import DpoConfig, read_configuration, stage_arguments
+    from sft.command_line import sister, stage_arguments, stage_command
+    from sft.configuration import DpoConfig, read_configuration
 
     parser = stage_arguments(__doc__, "dpo.yaml")
     parser.add_argument("--only", choices=STEPS, help="run this step alone, in the first round that is not finished (the last "
@@ -26,27 +27,22 @@ def main() -> None:
     try:
         config = read_configuration(DpoConfig, arguments.config, arguments.settings)
         ranks.prepare_environment(distributed=True)
-        run(config, (arguments.only,) if arguments.only else STEPS, arguments.overwrite, stage_one(arguments.config))
+        run(config, (arguments.only,) if arguments.only else STEPS, arguments.overwrite,
+            sft_command=stage_command("sft", sister(arguments.config, "dpo", "sft"), [f"run={config.run}"]),
+            command=stage_command("dpo", arguments.config, arguments.settings))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-def stage_one(config: Path) -> str:
-    """The command of stage one that belongs to a configuration of stage two: that of its sister file."""
-    sister = config.with_name(config.name.replace("dpo", "sft", 1))
-    default = sister.name == "sft.yaml" or not sister.exists()
-    return "accelerate launch sft/run.py" + ("" if default else f" --config {sister}")
-
-
-def run(config, steps: tuple[str, ...], overwrite: bool, sft_command: str) -> None:
-    """The stage, from top to bottom: rounds, whose every step is a function of files."""
+def run(config, steps: tuple[str, ...], overwrite: bool, *, sft_command: str, command: str) -> None:
+    """The stage, from top to bottom: rounds, whose every step is a function of files. The commands are those of the stages, to be told."""
     from preference.preparation import check_training, prepare
     from preference.publication import publish_best, say_without_pairs
     from preference.rounds import round_at_hand
     from sft import ranks
 
     folder = Path(config.run)
-    stage = prepare(folder, sft_command, config.seed)
+    stage = prepare(folder, config.seed, sft_command, command)
     ranks.start(zero=True)
     if "train" in steps:  # said now rather than after hours of sampling
         check_training(config, stage.sft_config, folder / "labels.sqlite")
@@ -71,21 +67,13 @@ def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: boo
     from preference.controls import as_control
     from preference.inspection.training import label_smoothing, preferred_by_people, with_peoples_words
     from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA, build_pairs
-    from preference.preparation import asked_questions
+    from preference.preparation import as_made, asked_hash, asked_questions, sampled_questions
     from preference.publication import publish_best
     from preference.rounds import adapter_of, round_folder
     from preference.sampling import judge, print_yield, sample
     from preference.training_inputs import discard_without_pairs, training_inputs, words_hash
     from sft import ranks
-    from sft.artefacts import (
-        content_hash,
-        file_hash,
-        is_complete,
-        mark_complete,
-        read_parquet,
-        recorded_inputs,
-        write_parquet,
-    )
+    from sft.artefacts import file_hash, is_complete, mark_complete, read_parquet, recorded_inputs, write_parquet
     from sft.checkpoint import checkpoint_hash, load_for_inference, precision_dtype, release_memory
     from sft.records import save_configuration
 
@@ -95,9 +83,11 @@ def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: boo
     adapter, schema_style = adapter_of(folder, number - 1), stage.schema_style
     place = round_folder(folder, number)
     candidates, verdicts, pairs_file = (place / f"{name}.parquet" for name in ("candidates", "verdicts", "pairs"))
-    weights = checkpoint_hash(adapter)
+    config, weights = as_made(config, stage, number, steps), checkpoint_hash(adapter)
     begun = None if overwrite and "sample" in steps else recorded_inputs(candidates)
     examples, refused = asked_questions(stage, number, config.sample.questions, begun)
+    if "sample" not in steps:
+        examples = sampled_questions(stage, examples, candidates)
 
     def pending(step: str, target: Path, inputs: dict) -> bool:
         """Whether a step is to be run: asked for, and not complete for these inputs. All ranks agree."""
@@ -114,7 +104,7 @@ def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: boo
 
     def output_of(path: Path, step: str, *sources: Path) -> str:
         """Hash of an earlier step's file; ValueError where that step is not complete, or had other `sources` than stand there."""
-        command = f"accelerate launch preference/dpo.py --set run={folder} --only {step}"
+        command = f"{stage.command} --only {step}"
         if not path.with_suffix(".complete.json").exists():
             raise ValueError(f"{path} is missing or unfinished. Make it first: {command}")
         for source in sources:
@@ -126,7 +116,7 @@ def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: boo
     # ------------------------------------------------------------------ sample
     sampling = config.sample.model_dump(exclude={"questions", "shard_size", "batch_size"})
     inputs = {"checkpoint": weights, "prompt_hash": prompt, "seed": config.seed, "shard_size": config.sample.shard_size,
-              "questions": len(examples), "asked": content_hash([example["example_id"] for example in examples])[:16],
+              "questions": len(examples), "asked": asked_hash(examples),
               "data": file_hash(folder / "data" / f"{stage.split}.parquet"), "precision": config.train.precision, **sampling}
     if refused:
         inputs["refused"] = refused

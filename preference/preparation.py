@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from preference.inspection.training import refused_questions
-from preference.rounds import always_right, questions_of_round
+from preference.rounds import always_right, questions_of_round, round_folder
 from sft import ranks
+from sft.artefacts import content_hash, read_parquet, recorded_inputs
 from sft.checkpoint import load_tokenizer, read_provenance
 from sft.examples import load
 from sft.order import accumulation_steps
@@ -21,11 +25,14 @@ from sft.trl_arguments import validate_trl
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from sft.configuration import DpoConfig
+
 
 @dataclass(frozen=True)
 class Prepared:
     """A run with a finished stage one. `examples`: the questions of RUN/data/SPLIT.parquet, in the order in which rounds ask
-    them: those that stage one left to stage two, or, where it left none, those that it trained on."""
+    them: those that stage one left to stage two, or, where it left none, those that it trained on. `command`: the one of stage
+    two, with its configuration and settings, as people are told it."""
 
     folder: Path
     sft_config: dict
@@ -35,24 +42,25 @@ class Prepared:
     prompt_hash: str
     split: str
     examples: list[dict]
+    command: str = "accelerate launch preference/dpo.py"
 
 
-def prepare(folder: Path, sft_command: str, seed: int) -> Prepared:
+def prepare(folder: Path, seed: int, sft_command: str, command: str) -> Prepared:
     """Read what stage one left. Raises ValueError with its command where it is not finished."""
-    sft_config = read_stage_configuration(folder, "sft", f"{sft_command} --set run={folder}")
+    sft_config = read_stage_configuration(folder, "sft", sft_command)
     adapter = folder / "sft"
     if not (adapter / "complete.json").exists():
         raise ValueError(f"{adapter} holds no finished adapter. Make it first (it goes on where it stopped):\n"
-                         f"  {sft_command} --set run={folder}")
+                         f"  {sft_command}")
     provenance = read_provenance(adapter)
-    tokenizer = load_tokenizer(adapter)
+    tokenizer = load_tokenizer(adapter, sft_config["trust_remote_code"])
     schema_style, max_prompt_tokens = provenance["prompt"]["schema_style"], provenance["prompt"]["max_prompt_tokens"]
     prompt = prompt_hash(tokenizer, schema_style, max_prompt_tokens)
     check_prompt_hash(provenance["prompt_hash"], prompt, str(adapter))
     split = PREFERENCE if sft_config["data"].get("preference_share") else "train"
     examples = [example for example in load(folder / "data", split) if example["answerable"]]
     random.Random(f"{seed}:sample").shuffle(examples)
-    return Prepared(folder, sft_config, tokenizer, schema_style, max_prompt_tokens, prompt, split, examples)
+    return Prepared(folder, sft_config, tokenizer, schema_style, max_prompt_tokens, prompt, split, examples, command)
 
 
 def asked_questions(stage: Prepared, number: int, count: int | None, begun: dict | None) -> tuple[list[dict], list[str]]:
@@ -74,6 +82,52 @@ def asked_questions(stage: Prepared, number: int, count: int | None, begun: dict
         examples = left
     # Questions on one schema stand together: the sampler computes the schema once.
     return sorted(examples, key=lambda example: example["context"]), refused
+
+
+def sampled_questions(stage: Prepared, examples: list[dict], candidates: Path) -> list[dict]:
+    """The examples that `candidates` holds samples of: `examples`, or, where that was sampled for another number of them or
+    another seed, those of it. For the steps after sampling, which take what is there.
+    """
+    if (recorded_inputs(candidates) or {}).get("asked") in (None, asked_hash(examples)):
+        return examples
+    sampled = {row["example_id"] for row in read_parquet(candidates)}
+    found = [example for example in stage.examples if example["example_id"] in sampled]
+    if ranks.is_main():
+        print(f"questions: the {len(found)} of {candidates}, not those that these settings would sample ({len(examples)})")
+    return sorted(found, key=lambda example: example["context"])
+
+
+def asked_hash(examples: list[dict]) -> str:
+    """What identifies the questions of a round's samples."""
+    return content_hash([example["example_id"] for example in examples])[:16]
+
+
+def as_made(config: DpoConfig, stage: Prepared, number: int, steps: Sequence[str]) -> DpoConfig:
+    """The configuration, with the keys of the steps before `steps` as the round's files were made with.
+
+    A step alone takes what the steps before it left, whatever these settings would make; the main rank says which are others.
+    Raises ValueError where what is there does not go with the settings of the step itself.
+    """
+    values = config.model_dump()
+    for step, name in (("sample", "candidates"), ("judge", "verdicts"), ("pairs", "pairs")):
+        if step in steps:
+            break
+        file = round_folder(stage.folder, number) / f"{name}.parquet"
+        recorded = recorded_inputs(file) or {}
+        made = {key: recorded[key] for key, now in values[step].items()
+                if key not in ("questions", "shard_size") and key in recorded and recorded[key] != now}
+        told = [f"{step}.{key}={there}" for key, there in made.items()]
+        if recorded.get("seed", config.seed) != config.seed:
+            told.append(f"seed={recorded['seed']}")
+        if told and ranks.is_main():
+            print(f"{step}: {file} was made with {', '.join(told)}, and is taken as it is. To make it anew:\n"
+                  f"  {stage.command} --only {step} --overwrite")
+        values[step] |= made
+    try:
+        return type(config).model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"what {round_folder(stage.folder, number)} holds does not go with these settings: "
+                         f"{error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
 
 
 def check_training(config, sft_config: dict, labels_file: Path) -> None:

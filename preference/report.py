@@ -23,6 +23,7 @@ from sft.artefacts import atomic_path, content_hash
 from sft.evaluation import RAN
 
 VERDICTS = ("correct", "wrong", "unclear")
+FIGURES_WIDTH = 80  # characters that the terminal's table needs
 PAGE_FOLDER = Path(__file__).parent / "report_page"
 
 
@@ -111,7 +112,7 @@ def print_table(summary: dict) -> None:
     """Prints the accuracy table, and below it what each stage gained and lost."""
     table = Table(title=Text(text.visible(f"Execution accuracy on {summary['n']:,} questions ({summary['split']})")),
                   title_justify="left", title_style="bold")
-    table.add_column("Model")
+    table.add_column("Model", overflow="fold")
     for heading in ("Accuracy", "95 % interval", "Valid SQL", "Unclear", "EOS", "Tokens"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, model in summary["models"].items():
@@ -121,7 +122,7 @@ def print_table(summary: dict) -> None:
                       text.percent(model["unclear"]), text.percent(model["ended_with_eos"]),
                       f"{model['mean_tokens']:.1f}")
     console = Console()
-    console.print(table)
+    Console(width=max(console.width, FIGURES_WIDTH)).print(table)  # in less, rich would cut names off
     for paired in summary["paired"].values():
         console.print(Text(f"{text.paired_sentence(paired)} McNemar's {text.p_value(paired['p'])}."))
 

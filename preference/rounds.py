@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count as counted_from
 from pathlib import Path
 
-from sft.artefacts import content_hash, mark_path, read_parquet
+from sft.artefacts import content_hash, file_hash, mark_path, read_parquet
 from sft.checkpoint import checkpoint_hash, read_provenance
 
 
@@ -69,11 +69,17 @@ def is_sampled(run: Path, number: int) -> bool:
 
 
 def round_at_hand(run: Path, rounds: int) -> int:
-    """The round that a step alone works on: the first that is not finished, or does not follow from the one before as it is
-    now; the last where there is none.
+    """The round that a step alone works on: the first that is not finished, was trained on other pairs than stand there now
+    (people's labels can change those of any round), or does not follow from the one before as it is now; the last where there is none.
     """
-    return next((number for number in range(1, rounds) if not is_finished(run, number)
+    return next((number for number in range(1, rounds) if not (is_finished(run, number) and _has_its_pairs(run, number))
                  or (is_finished(run, number - 1) and not _follows(run, number))), rounds)
+
+
+def _has_its_pairs(run: Path, number: int) -> bool:
+    """Whether the pairs of a finished round are those that it was trained on."""
+    pairs = round_folder(run, number) / "pairs.parquet"
+    return not pairs.exists() or _inputs(run, number).get("pairs") in (None, file_hash(pairs))
 
 
 def questions_of_round(examples: list[dict], number: int, count: int | None) -> list[dict]:

@@ -28,6 +28,7 @@ from reward.suite import Member, Suite, SuiteBuilder
 from reward.task import checked_task
 from reward.trace import DIGEST_BYTES, result_digest
 from reward.verdicts import (
+    MAX_QUOTED_NAMES,
     Candidate,
     conclude,
     gold_line,
@@ -42,7 +43,6 @@ from reward.verdicts import (
 
 DATABASES = ("both", "given", "generated")
 _CACHED_SUITES = 256
-_MAX_QUOTED_NAMES = 20
 # What goes to the worker in one message; fewer candidates, and the message's own cost would count.
 _TOGETHER_QUESTIONS = 32
 _TOGETHER_CANDIDATES = 512
@@ -250,7 +250,7 @@ class Judge:
             jobs.append(Job(member.database, [entry.sql for entry in active], keep_rows, False, frozenset(answers)))
         outcomes = self.sandbox.run_jobs(jobs)
         again = [list(range(len(active))) for _, _, active in asked]
-        for _ in range(_MAX_QUOTED_NAMES):
+        for _ in range(MAX_QUOTED_NAMES):
             again = [
                 [at for at in places if found[at].status == "sql_error" and requote(active[at], found[at])]
                 for (_, _, active), places, found in zip(asked, again, outcomes)

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from reward.compare import column_orders, compare
 from reward.gate import gate
 from reward.queries import asks_for_order, is_volatile, quoted_value_as_string, unknown_quoted_name
-from reward.sandbox import Outcome
+from reward.sandbox import Database, Outcome, Sandbox
 from reward.suite import Member, Suite
 from reward.trace import first_differences, result_digest
+
+MAX_QUOTED_NAMES = 20  # double-quoted names of one statement that become strings
 
 
 @dataclass(slots=True)
@@ -52,6 +54,19 @@ def requote(entry: Candidate, outcome: Outcome) -> bool:
     entry.sql = changed
     entry.volatile = is_volatile(changed)
     return True
+
+
+def run_as_judged(sandbox: Sandbox, database: Database, sql: str, keep_rows: int) -> tuple[str, Outcome]:
+    """A statement that passed the gate, run on one database as the judge runs a candidate's: (the statement as it ran at last,
+    its outcome with at most `keep_rows` rows). Double-quoted names that are no columns are strings where they are values.
+    """
+    entry = Candidate(sql, volatile=False)
+    [outcome] = sandbox.run(database, [entry.sql], keep_rows)
+    for _ in range(MAX_QUOTED_NAMES):
+        if not requote(entry, outcome):
+            break
+        [outcome] = sandbox.run(database, [entry.sql], keep_rows)
+    return entry.sql, outcome
 
 
 def weigh(entry: Candidate, outcome: Outcome, member: Member, gold_empty: bool) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +12,7 @@ from ruamel.yaml.error import YAMLError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy's generator takes
 Limit = Annotated[int, Field(ge=1)] | None
 
 
@@ -74,7 +74,7 @@ class SftConfig(Section):
     run: str
     model: str
     trust_remote_code: bool
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
     data: Data
     prompt: Prompt
     train: SftTrain
@@ -194,6 +194,9 @@ class DpoTrain(Section):
                              "For a reference that moves set rounds above 1")
         if self.load_in_4bit and self.zero_stage == 3:
             raise ValueError("load_in_4bit cannot be partitioned by zero_stage 3; use zero_stage 2")
+        if self.offload != "none" and not self.zero_stage:
+            raise ValueError(f"offload {self.offload} is DeepSpeed's, which zero_stage 0 does without; set offload none, or zero_stage "
+                             "1, 2 or 3")
         return self
 
 
@@ -213,7 +216,7 @@ class DpoConfig(Section):
     """Keys of stage two (configs/dpo.yaml). Model, prompt and data are those of the run's stage one."""
 
     run: str
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
     rounds: Count
     sample: Sample
     judge: Judging
@@ -306,15 +309,3 @@ def read_configuration(model: type[Section], path: Path, settings: list[str]) ->
         lines = sorted({_message(item, _keys(model)) for item in error.errors()})
         raise ValueError(f"{path}" + (" with --set" if settings else "") + f" has {len(lines)} mistake(s):\n  "
                          + "\n  ".join(lines)) from None
-
-
-def stage_arguments(description: str, default: str) -> argparse.ArgumentParser:
-    """The command line that both stages share: --config, --set and --overwrite."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path(__file__).parents[1] / "configs" / default, metavar="FILE",
-                        help=f"configuration (default: configs/{default})")
-    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", dest="settings",
-                        help="replace single keys, for instance --set train.epochs=2 run=runs/mine")
-    parser.add_argument("--overwrite", action="store_true",
-                        help="make steps anew whose output in the run folder was made with other settings")
-    return parser

@@ -16,7 +16,8 @@ HOW_NOT_WHAT = {"micro_batch_size", "share_prompts", "gradient_checkpointing", "
 
 
 def main() -> None:
-    from sft.configuration import SftConfig, read_configuration, stage_arguments
+    from sft.command_line import sister, stage_arguments, stage_command
+    from sft.configuration import SftConfig, read_configuration
 
     arguments = stage_arguments(__doc__, "sft.yaml").parse_args()
     from sft import ranks
@@ -24,13 +25,13 @@ def main() -> None:
     try:
         config = read_configuration(SftConfig, arguments.config, arguments.settings)
         ranks.prepare_environment(distributed=False)
-        run(config, arguments.overwrite)
+        run(config, arguments.overwrite, stage_command("dpo", sister(arguments.config, "sft", "dpo"), [f"run={config.run}"]))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-def run(config, overwrite: bool) -> None:
-    """The stage, from top to bottom."""
+def run(config, overwrite: bool, next_command: str) -> None:
+    """The stage, from top to bottom; `next_command` is told at the end."""
     import os
     import shutil
     import time
@@ -148,7 +149,7 @@ def run(config, overwrite: bool) -> None:
         shutil.rmtree(output / "checkpoints")
         print(f"stage one done in {facts['duration_s']:.0f} s: development accuracy {before['execution_accuracy']:.1%} "
               f"-> {after['execution_accuracy']:.1%}; adapter in {output}\n"
-              f"next: accelerate launch preference/dpo.py --set run={config.run}")
+              f"next: {next_command}")
     ranks.barrier()
     ranks.finish()
 

@@ -130,8 +130,9 @@ def print_agreement(store: Store, as_json: bool, console: Console) -> None:
     from preference.inspection.terminal import one_line
 
     table = Table(title=Text("Agreement", style="bold"), title_justify="left")
-    for heading in ("", "pairs", "agree", "95 %", "kappa", "95 %"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    table.add_column("", overflow="fold")  # names give way, figures do not
+    for heading in ("pairs", "agree", "95 %", "kappa", "95 %"):
+        table.add_column(heading, justify="right", no_wrap=True)
 
     def line(name: Text, entry: dict) -> None:
         if not entry["n"]:

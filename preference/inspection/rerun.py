@@ -8,16 +8,15 @@ import threading
 from reward.compare import Denotation, compare, unmatched
 from reward.gate import gate
 from reward.judge import Judge
-from reward.queries import quoted_value_as_string, unknown_quoted_name
 from reward.sandbox import Database, DatabaseError, Outcome, Sandbox
 from reward.schema import read_schema
 from reward.suite import Member, Suite
+from reward.verdicts import run_as_judged
 
 SIDES = ("gold", "chosen", "rejected")
 SHOWN_ROWS = 50
 _KEPT_ROWS = 1000  # a side's rows that are compared; more are counted only
 _SHOWN_CELL_CHARACTERS = 300
-_MAX_QUOTED_NAMES = 20
 # A person waits for what was typed, and it may be an attack: less is allowed than to a model's query.
 _TYPED_LIMITS = {"vm_step_budget": 4_000_000, "cpu_limit_s": 3.0, "wall_limit_s": 20.0, "row_limit": 20_000}
 _ENDLESS = ("timeout", "memory", "lost", "rows_limit")
@@ -163,19 +162,10 @@ def _run(sandbox: Sandbox, member: Member, sql: str | None) -> Outcome:
     gated = gate(sql)
     if gated.sql is None:
         return Outcome(gated.reason or "refused", message=gated.message or "")
-    sql = gated.sql
     try:
-        [outcome] = sandbox.run(member.database, [sql], _KEPT_ROWS)
-        for _ in range(_MAX_QUOTED_NAMES):
-            name = unknown_quoted_name(outcome.message) if outcome.status == "sql_error" else None
-            changed = quoted_value_as_string(sql, name) if name is not None else sql
-            if changed == sql:
-                break
-            sql = changed
-            [outcome] = sandbox.run(member.database, [sql], _KEPT_ROWS)
+        return run_as_judged(sandbox, member.database, gated.sql, _KEPT_ROWS)[1]
     except DatabaseError as error:
         return Outcome("sql_error", message=f"the database does not open: {error}")
-    return outcome
 
 
 def _denotation(member: Member, outcome: Outcome) -> Denotation | None:

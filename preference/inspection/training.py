@@ -36,7 +36,7 @@ def with_peoples_words(pairs: list[dict], dropped: list[dict], run: Path, exampl
     labels, rankings = file.latest(), file.rankings()
     file.close()
     asked = {example["example_id"]: example for example in examples}
-    rankings = {name: ranks_for(asked.get(name), orders) for name, orders in rankings.items()}
+    rankings = {name: ranks_for(asked[name], orders) for name, orders in rankings.items() if name in asked}
     samples, judged = defaultdict(list), defaultdict(dict)
     for row in candidates:
         if row["example_id"] in rankings:
@@ -56,6 +56,10 @@ def with_peoples_words(pairs: list[dict], dropped: list[dict], run: Path, exampl
 
     numbered = dict(enumerate(pairs))
     revision = revise(numbered, labels, rankings, lambda name: distinct_queries(samples[name], judged[name]), prompt_of)
+    # Labels on the pairs of other rounds hold there.
+    others = [file for file in run.glob("round-*/pairs.parquet") if file.parent.name not in {f"round-{row['round']}" for row in candidates}]
+    elsewhere = {pair["pair_id"] for file in others for pair in read_parquet(file)}
+    revision.refused = [label for label in revision.refused if label.pair_id not in elsewhere]
     quarantine(run / "data", revision, numbered)
     print(f"{run / LABELS}: people's word goes above the executor's")
     say(revision, Console(highlight=False))

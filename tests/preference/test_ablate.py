@@ -98,7 +98,7 @@ def stages(monkeypatch):
         except SystemExit as exit:
             raise ValueError(exit.code) from None
 
-    def stage_two(config, steps, overwrite, sft_command):
+    def stage_two(config, steps, overwrite, **commands):
         step = "all" if steps == dpo.STEPS else steps[0]
         run, place = Path(config.run), Path(config.run) / "round-1"
         calls.append((run.name, step, config))

@@ -1,11 +1,15 @@
 """answer: prints the query and its rows, runs nothing but one SELECT, and never writes to the database."""
 
+import shutil
+import sqlite3
 import sys
+from contextlib import closing
 
 import pytest
+from rich.console import Console
 
 import sft.sampler
-from preference.answer import main
+from preference.answer import committed, main, print_rows
 from sft import ranks
 from sft.artefacts import file_hash
 from sft.sampler import Completion
@@ -85,6 +89,53 @@ def test_a_query_that_fails_says_why(say):
 def test_no_query_is_said(say, text, said):
     status, printed = say(text)
     assert status == 1 and said in printed
+
+
+def test_a_query_that_the_judge_counts_as_correct_is_run_as_the_judge_runs_it(say):
+    status, printed = say('SELECT age FROM pet WHERE name = "Cy"')
+    assert status == 0 and "run with its double-quoted values as strings: SELECT age FROM pet WHERE name = 'Cy'" in printed
+    assert "1 row(s)" in printed
+
+
+def test_a_long_query_and_a_wide_answer_are_whole(say):
+    text = f"SELECT '{'word ' * 40}' AS a, " + ", ".join(f"'cell number {i}' AS b{i}" for i in range(30))
+    status, printed = say(text)
+    assert status == 0 and printed.splitlines()[0] == text
+    assert all(f"cell number {i} " in printed for i in range(30)) and "…" not in printed
+
+
+def test_in_a_terminal_a_row_that_is_too_wide_stands_as_lines_of_name_and_value(capsys):
+    print_rows(("name", "long"), [("Ada", "x" * 100), ("Bo", "short")], Console(width=40, force_terminal=True, file=sys.stdout))
+    printed = capsys.readouterr().out
+    assert printed.count("x") == 100 and max(map(len, printed.splitlines())) <= 80 and "…" not in printed
+    assert printed.index("row 1") < printed.index("Ada") < printed.index("row 2") < printed.index("short")
+
+
+def test_what_an_application_has_committed_beside_the_file_is_seen(say, database, tmp_path):
+    live = tmp_path / "live pets.sqlite"
+    shutil.copy(database, live)
+    with closing(sqlite3.connect(live)) as writer:
+        writer.execute("PRAGMA journal_mode = wal")
+        writer.execute("PRAGMA wal_autocheckpoint = 0")
+        writer.execute("UPDATE pet SET name = 'Dora' WHERE name = 'Cy'")
+        writer.commit()
+        assert (tmp_path / "live pets.sqlite-wal").stat().st_size
+        before = file_hash(live)
+        status, printed = say("SELECT name FROM pet", "--database", live)
+        assert status == 0 and "Dora" in printed and "Cy" not in printed
+        assert file_hash(live) == before
+
+
+def test_a_database_that_is_locked_is_said(tmp_path, database):
+    live = tmp_path / "pets.sqlite"
+    shutil.copy(database, live)
+    with closing(sqlite3.connect(live, isolation_level=None)) as writer:
+        writer.execute("PRAGMA cache_size = 1")  # so that changes go to the file, and the old pages to the journal
+        writer.execute("BEGIN EXCLUSIVE")
+        writer.execute("CREATE TABLE filler AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 5000) SELECT i FROM n")
+        assert (tmp_path / "pets.sqlite-journal").stat().st_size
+        with pytest.raises(ValueError, match="pets.sqlite has changes beside it .*database is locked.*Close the program"):
+            committed(live, tmp_path)
 
 
 def test_what_is_no_database_is_refused(monkeypatch, pet_models, tmp_path):

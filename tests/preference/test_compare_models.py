@@ -128,7 +128,7 @@ def test_facts_of_a_run_are_what_its_stages_left(tmp_path):
         tmp_path / "sft" / "training.json",
         {
             "steps": 4,
-            "evaluations": {"4": {"execution_accuracy": 0.75}},
+            "evaluations": {"3": {"execution_accuracy": 0.5}, "4": {"execution_accuracy": 0.75}},
             "log": log,
             "dev_after": {"n": 3},
             "duration_s": 9.0,
@@ -152,8 +152,10 @@ def test_facts_of_a_run_are_what_its_stages_left(tmp_path):
     facts = run_facts(tmp_path)
     assert facts["training"] == {
         "sft": [
-            {"step": 2, "loss": 0.5, "dev_execution_accuracy": None},
-            {"step": 4, "loss": 0.25, "dev_execution_accuracy": 0.75},
+            {"step": 2, "loss": 0.5},
+            {"step": 4, "loss": 0.25},
+            {"step": 3, "dev_execution_accuracy": 0.5},  # measured where no loss is logged
+            {"step": 4, "dev_execution_accuracy": 0.75},
         ]
     }
     assert facts["sft"] == {"steps": 4, "duration_s": 9.0}

@@ -12,11 +12,12 @@ from preference.inspection.contents import hash_of
 from preference.inspection.labels import LabelFile
 from preference.inspection.training import refused_questions
 from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA
-from preference.preparation import Prepared
+from preference.preparation import Prepared, asked_hash
 from preference.rounds import adapter_of, inputs_hash
 from preference.sampling import CANDIDATES_SCHEMA, VERDICTS_SCHEMA
 from sft.artefacts import file_hash, mark_complete, write_json, write_parquet
 from sft.configuration import DpoConfig, read_configuration
+from sft.records import recorded_configurations
 
 CONFIGURATION = Path(__file__).parents[2] / "configs" / "dpo.yaml"
 
@@ -114,6 +115,33 @@ def test_verdicts_are_made_in_the_shards_of_the_samples(stage, monkeypatch):
     config = read_configuration(DpoConfig, CONFIGURATION, [f"run={stage.folder}", "sample.shard_size=16"])
     run_round(config, stage, 1, ("judge",), False)
     assert asked == [8]
+
+
+def test_a_step_alone_takes_the_questions_that_were_sampled(stage, monkeypatch, capsys):
+    """Two of the four were sampled; the settings now are of another seed and number, as when --set is not repeated."""
+    asked, file = [], stage.folder / "round-1" / "candidates.parquet"
+    monkeypatch.setattr("preference.sampling.judge", lambda target, inputs, examples, *_, **__: asked.append(
+        [example["example_id"] for example in examples]))
+    write_parquet(file, [{"example_id": name} for name in "bbd"], CANDIDATES_SCHEMA)
+    mark_complete(file, {"asked": asked_hash([{"example_id": name} for name in "bd"]), "questions": 2, "shard_size": 8, "samples": 3,
+                         "seed": 5}, {})
+    config = read_configuration(DpoConfig, CONFIGURATION, [f"run={stage.folder}", "seed=1", "sample.questions=1"])
+    run_round(config, stage, 1, ("judge",), False)
+    assert asked == [["b", "d"]]
+    said = capsys.readouterr().out
+    assert f"{file} was made with sample.samples=3, seed=5, and is taken as it is" in said and f"{stage.command} --only sample --overwrite" in said
+    recorded = recorded_configurations(stage.folder)["dpo"]
+    assert recorded["sample"]["samples"] == 3 and recorded["seed"] == 1, "what made the files is what the run says of itself"
+
+
+def test_pairs_that_do_not_go_with_the_training_alone_are_refused(stage):
+    pairs = stage.folder / "round-1" / "pairs.parquet"
+    write_parquet(pairs, [], PAIRS_SCHEMA)
+    mark_complete(pairs, {"graded": True}, {})
+    config = read_configuration(DpoConfig, CONFIGURATION, [
+        f"run={stage.folder}", "pairs.graded=false", "train.loss_type=[sft]", "train.loss_weights=[1.0]"])
+    with pytest.raises(ValueError, match="round-1 holds does not go with these settings: pairs.graded true adds pairs of two wrong"):
+        run_round(config, stage, 1, ("train",), False)
 
 
 def test_a_round_that_has_no_pairs_any_more_keeps_no_adapter_of_other_pairs(stage):

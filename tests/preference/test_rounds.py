@@ -20,7 +20,7 @@ from preference.rounds import (
     standings,
 )
 from preference.sampling import VERDICTS_SCHEMA
-from sft.artefacts import mark_complete, mark_path, write_json, write_parquet
+from sft.artefacts import file_hash, mark_complete, mark_path, write_json, write_parquet
 from sft.checkpoint import checkpoint_hash
 
 
@@ -79,6 +79,18 @@ def test_a_step_alone_begins_with_the_round_that_started_from_another_adapter(tm
     shutil.rmtree(adapter_of(tmp_path, 0))
     finish(tmp_path, 0, 0.5, weights="others")
     assert round_at_hand(tmp_path, 3) == 1, "stage one is another one"
+
+
+def test_a_step_alone_begins_with_the_round_whose_pairs_people_have_changed(tmp_path):
+    pairs = tmp_path / "round-1" / "pairs.parquet"
+    pairs.parent.mkdir()
+    pairs.write_text("as they were trained on")
+    finish(tmp_path, 0, 0.5)
+    finish(tmp_path, 1, 0.5, inputs={"pairs": file_hash(pairs)})
+    finish(tmp_path, 2, 0.5)
+    assert round_at_hand(tmp_path, 2) == 2
+    pairs.write_text("as people say")
+    assert round_at_hand(tmp_path, 2) == 1
 
 
 def test_rounds_that_follow_from_each_other(tmp_path):
@@ -156,7 +168,7 @@ def test_a_run_of_fewer_rounds_leaves_the_best_of_all_published(tmp_path, monkey
     monkeypatch.setattr("preference.preparation.check_training", lambda *_: None)
     monkeypatch.setattr("sft.ranks.start", lambda zero: None)
     monkeypatch.setattr(dpo, "run_round", lambda config, stage, number, *_: asked.append(number) or True)
-    dpo.run(SimpleNamespace(run=tmp_path, rounds=rounds, seed=0), dpo.STEPS, False, "")
+    dpo.run(SimpleNamespace(run=tmp_path, rounds=rounds, seed=0), dpo.STEPS, False, sft_command="", command="")
     assert (tmp_path / "best" / "adapter_model.safetensors").read_text() == best
     assert asked == list(range(1, rounds + 1))
 

@@ -11,7 +11,6 @@ from sft.configuration import (
     apply_settings,
     read_configuration,
     read_yaml,
-    stage_arguments,
 )
 from sft.trl_arguments import validate_trl
 
@@ -221,12 +220,16 @@ def test_a_malformed_setting_is_named(setting, message):
     assert message in mistakes(SftConfig, CONFIGS / "sft.yaml", [setting])
 
 
-def test_command_line_takes_several_settings_in_any_number_of_options():
-    parser = stage_arguments("text", "dpo.yaml")
-    arguments = parser.parse_args(["--set", "a=1", "b=2", "--overwrite", "--set", "c=3"])
-    assert arguments.settings == ["a=1", "b=2", "c=3"] and arguments.overwrite
-    assert arguments.config == CONFIGS / "dpo.yaml"
-    assert parser.parse_args([]).settings == []
+def test_seeds_are_those_that_every_generator_takes():
+    for model, name in ((SftConfig, "sft.yaml"), (DpoConfig, "dpo.yaml")):
+        assert read_configuration(model, CONFIGS / name, [f"seed={2**32 - 1}"]).seed == 2**32 - 1
+        assert f"seed: found {2**32}; input should be less than {2**32}" in mistakes(model, CONFIGS / name, [f"seed={2**32}"])
+
+
+def test_offload_needs_a_zero_stage():
+    assert "offload cpu is DeepSpeed's, which zero_stage 0 does without" in mistakes(
+        DpoConfig, CONFIGS / "dpo.yaml", ["train.offload=cpu", "train.zero_stage=0"])
+    assert read_configuration(DpoConfig, CONFIGS / "dpo.yaml", ["train.offload=cpu", "train.zero_stage=2"]).train.offload == "cpu"
 
 
 # ------------------------------------------------------------- arguments of trl

@@ -384,6 +384,20 @@ def test_a_rebuild_takes_the_labels_and_leaves_them_alone(run, capsys):
     assert LabelFile(run / "labels.sqlite").latest() == words and (run / "labels.sqlite").read_bytes() == content
 
 
+def test_a_rebuild_refuses_no_label_on_the_pairs_of_another_round(run, capsys):
+    other = run / "round-2" / "pairs.parquet"
+    write_parquet(other, [pairs_of(run)[0] | {"pair_id": "of-another-round", "example_id": "other"}], PAIRS_SCHEMA)
+    file = LabelFile(run / "labels.sqlite")
+    file.add("of-another-round", "ada", "prefer_rejected")
+    file.rank("other", "ada", {"a": 1, "b": 2}, "")
+    rebuilt(run)
+    assert "refused" not in (said := capsys.readouterr().out) and "no longer a candidate" not in said
+    file.add("gone", "ada", "prefer_rejected")
+    file.close()
+    rebuilt(run)
+    assert "1 labels refused" in capsys.readouterr().out
+
+
 def test_without_labels_a_rebuild_is_as_it_was(run):
     assert rebuilt(run)[0] == pairs_of(run) and not (run / "labels.sqlite").exists()
 
