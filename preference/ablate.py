@@ -36,6 +36,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.against and not arguments.table:
         parser.error("--against changes a table alone: run the arms without it, then --table FOLDER --against ARM")
+    for_runs = {"--set": "settings", "--arms": "arms", "--jobs": "jobs", "--launch": "launch", "--overwrite": "overwrite"}
+    given = [option for option, name in for_runs.items() if getattr(arguments, name) != parser.get_default(name)]
+    if arguments.table and given:
+        parser.error(f"{', '.join(given)}: for running arms, and --table shows folders of results as they are. Take one or the other out")
     if arguments.plot and (arguments.plot.suffix != ".svg" or arguments.plot.is_dir() or not arguments.plot.parent.is_dir()):
         parser.error(f"--plot {arguments.plot}: allowed is the name of an .svg file in a folder that exists, e.g. --plot arms.svg")
     from preference import arm_plot, arm_results, arm_table

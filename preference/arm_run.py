@@ -124,6 +124,7 @@ class Ablation:
         words = [COMPARISON, "--output", str(output), "--run", str(folder), "--data", asked.data,
                  "--max-new-tokens", str(base.evaluate.max_new_tokens), "--batch-size", str(base.evaluate.batch_size),
                  "--precision", base.train.precision, "--databases", base.judge.databases, "--workers", str(base.judge.workers)]
+        words += ["--trust-remote-code"] * self.sft_config["trust_remote_code"]
         words += ["--limit", str(asked.limit)] if asked.limit else []
         words += ["--columns", *(f"{ours}={theirs}" for ours, theirs in asked.columns.items())] if asked.columns else []
         self.launcher.call(folder, cores, *words, *["--overwrite"] * self.overwrite, "--models",

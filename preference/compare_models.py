@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=96, metavar="N", help="longest answer (default: 96)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="questions at a time (default: 64)")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a model, where it needs it")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="judge's processes (0: one a core)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="ask again where answers of other models are kept")
@@ -102,19 +103,19 @@ def compare(arguments) -> None:
     budget = next((provenance["prompt"]["max_prompt_tokens"] for provenance in formats.values()), 512)
 
     # ------------------------------------------------------------------ answers
-    answers = {}
+    answers, trusted = {}, arguments.trust_remote_code
     asked = content_hash([[row[key] for key in ("example_id", "question", "context", "evidence") if row[key]] for row in examples])
     for name, path in models.items():
         target = output / "answers" / f"{name}.parquet"
-        weights = checkpoint_hash(path if name in formats else resolve_model(path))
-        tokenizer = load_tokenizer(path if name in formats else resolve_model(path))
+        place = path if name in formats else resolve_model(path, trusted)
+        weights, tokenizer = checkpoint_hash(place), load_tokenizer(place, trusted)
         prompt = prompt_hash(tokenizer, style, budget)
         if name in formats:
             check_prompt_hash(formats[name]["prompt_hash"], prompt, path)
         inputs = {"checkpoint": weights, "prompt_hash": prompt, "questions": asked, "schema_style": style,
                   "max_new_tokens": arguments.max_new_tokens, "precision": arguments.precision}
         if not ranks.gather(is_complete(target, inputs, arguments.overwrite) if ranks.is_main() else None)[0]:
-            model, tokenizer, _ = load_for_inference(path, precision=arguments.precision, place=ranks.device())
+            model, tokenizer, _ = load_for_inference(path, precision=arguments.precision, place=ranks.device(), trust_remote_code=trusted)
             found = answer(model, tokenizer, examples, schema_style=style, max_new_tokens=arguments.max_new_tokens,
                            batch_size=arguments.batch_size, description=f"{name} answers")
             if ranks.is_main():

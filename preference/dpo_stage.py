@@ -10,6 +10,7 @@ from preference.rounds import adapter_of, standings
 from sft import ranks
 from sft.artefacts import mark_complete, write_json
 from sft.checkpoint import (
+    base_of,
     fingerprint,
     load_adapter,
     load_base,
@@ -17,7 +18,6 @@ from sft.checkpoint import (
     precision_dtype,
     read_provenance,
     release_memory,
-    resolve_model,
     save_adapter,
 )
 from sft.evaluation import evaluate
@@ -38,7 +38,7 @@ def train_round(config, sft_config: dict, folder: Path, number: int, tokenizer, 
     settings = config.train
     adapter, output = adapter_of(folder, number - 1), adapter_of(folder, number)
     provenance = read_provenance(adapter)
-    base_path = resolve_model(sft_config["model"], sft_config["trust_remote_code"])
+    base_path = base_of(provenance, sft_config["trust_remote_code"])
     base_fingerprint = fingerprint(base_path)
 
     def load_policy():

@@ -35,7 +35,8 @@ RESERVED = {"output_dir", "max_steps", "num_train_epochs", "learning_rate", "war
             "gradient_checkpointing", "seed", "bf16", "fp16", "use_cpu", "max_length", "save_strategy", "save_steps",
             "deepspeed", "train_sampling_strategy", "save_total_limit", "save_only_model", "load_best_model_at_end",
             "eval_strategy", "precompute_ref_log_probs", "remove_unused_columns", "truncation_mode", "pad_to_multiple_of",
-            "padding_free"}
+            "padding_free", "label_smoothing_factor", "resume_from_checkpoint", "eval_on_start", "discopop_tau",
+            "ref_model_mixup_alpha", "ref_model_sync_steps", "precompute_ref_batch_size"}
 
 
 def zero_settings(stage: int, offload: str) -> tuple[int, str]:

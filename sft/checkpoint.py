@@ -193,6 +193,19 @@ def read_provenance(adapter: str | Path) -> dict:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
+def base_of(provenance: dict, trust_remote_code: bool = False) -> str:
+    """A folder with the base model of an adapter: the model as it was named in training, or, where that was a folder by a
+    relative path and is not here, the place where it was then. ValueError where it is in neither.
+    """
+    name, folder = provenance["model"], provenance.get("model_folder")
+    if folder is None or Path(name).is_dir():
+        return resolve_model(name, trust_remote_code)
+    if not Path(folder).is_dir():
+        raise ValueError(f"the adapter was trained on the model in the folder {name}, which is neither here nor at {folder}. Put it back, "
+                         f"or work in the folder from which {name} is found.")
+    return resolve_model(folder, trust_remote_code)
+
+
 def load_adapter(base: PreTrainedModel, adapter: str | Path, *, base_fingerprint: str, trainable: bool) -> PeftModel:
     """A base model with the adapter of a folder on it, named `default`.
 
@@ -278,7 +291,7 @@ def load_for_inference(path: str | Path, *, precision: str = "auto", attention: 
     import torch
 
     provenance = read_provenance(path) if is_adapter(path) else None
-    base_path = resolve_model(provenance["model"] if provenance else str(path), trust_remote_code)
+    base_path = base_of(provenance, trust_remote_code) if provenance else resolve_model(str(path), trust_remote_code)
     in_4bit = bool(provenance and provenance.get("load_in_4bit")) and torch.cuda.is_available()
     model = load_base(base_path, precision=precision, attention=attention, load_in_4bit=in_4bit,
                       trust_remote_code=trust_remote_code, place=place)

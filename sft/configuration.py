@@ -172,6 +172,9 @@ class DpoTrain(Section):
         divergence = self.trl.get("f_divergence_type", "reverse_kl")
         if divergence not in DIVERGENCES:
             raise ValueError(f"trl.f_divergence_type is {divergence!r}; allowed are {', '.join(DIVERGENCES)}")
+        if "f_alpha_divergence_coef" in self.trl and divergence != "alpha_divergence":
+            raise ValueError(f"trl.f_alpha_divergence_coef is for f_divergence_type alpha_divergence and changes nothing with {divergence}; "
+                             "take it out, or set trl.f_divergence_type")
         if divergence != "reverse_kl" and any(name.startswith("apo") for name in self.loss_type):
             raise ValueError(f"trl.f_divergence_type {divergence} does not go with loss_type {self.loss_type}; set reverse_kl, or a "
                              "loss other than apo_zero and apo_down")

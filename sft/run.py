@@ -130,6 +130,8 @@ def run(config, overwrite: bool, next_command: str) -> None:
         provenance = {"stage": "sft", "model": config.model, "base_fingerprint": inputs["base"], "prompt_hash": prompt,
                       "prompt": config.prompt.model_dump(), "seed": config.seed,
                       "load_in_4bit": config.train.load_in_4bit}
+        if Path(config.model).is_dir() and config.model != "embedded":
+            provenance["model_folder"] = str(Path(config.model).resolve())
         save_adapter(model, tokenizer, output, provenance)
         difference = reload_difference(model, tokenizer, output, dev_rows[:4], config.prompt.schema_style)
         if not difference <= 1e-3:

@@ -31,7 +31,7 @@ from sft.configuration import read_configuration
 PROJECT = Path(__file__).parents[2]
 N = 8
 # What stage two reads of stage one's configuration.
-STAGE_ONE = {"model": "embedded", "evaluate": {"max_new_tokens": 96}, "judge": {"databases": "both"}}
+STAGE_ONE = {"trust_remote_code": False, "model": "embedded", "evaluate": {"max_new_tokens": 96}, "judge": {"databases": "both"}}
 # Which of the eight questions each arm's last adapter gets right; SFT the first two.
 RIGHT = {"sft": "11000000", "default-seed0": "11110000", "default-seed1": "11101000", "gold-seed0": "10000000"}
 # The first round's pairs: gold gives more.
@@ -200,7 +200,7 @@ def test_the_projects_own_list_is_valid_and_every_key_has_a_comment():
     lines = path.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines):
         key = line.strip().partition(":")[0]
-        if key not in ("seeds", "settings", "measure", "") and not key.startswith("#"):
+        if key not in ("seeds", "settings", "measure", "") and not key.startswith("#") and not lines[number - 1].endswith(","):
             assert lines[number - 1].strip().startswith("#"), f"no comment above {key}"
 
 
@@ -260,6 +260,29 @@ def test_mistakes_are_named_before_anything_runs(project, stages, monkeypatch, c
 def test_an_unknown_arm_is_named(project, stages, monkeypatch, capsys):
     code, _ = run(monkeypatch, capsys, "--arms", "default", "goldd")
     assert code.startswith("error: --arms goldd: no such arm. Arms: default, gold. Name some of those") and not stages
+
+
+@pytest.mark.parametrize("settings", [
+    ["settings.train.margin_scale=1.0"], ["settings.train.reference_weight=0.5"], ["settings.train.shared_token_weight=0.5"],
+    ["settings.train.loss_type=[robust]", "settings.train.loss_weights=[1.0]", "settings.train.label_smoothing=0.1"],
+    ["settings.train.loss_type=[robust]", "settings.train.loss_weights=[1.0]", "settings.train.label_noise=0.1"],
+    ["settings.train.loss_type=[ipo]", "settings.train.loss_weights=[1.0]"], ["settings.pairs.graded=true"]])
+def test_the_projects_arms_go_with_every_loss(settings):
+    config = read_configuration(arms.AblationConfig, PROJECT / "configs" / "ablation.yaml", settings)
+    runs = {run.arm: run.config.train for run in arms.planned(config)}
+    plain = arms.planned(read_configuration(arms.AblationConfig, PROJECT / "configs" / "ablation.yaml", []))
+    for arm in ("sft-on-chosen", "sft-on-gold"):
+        assert runs[arm] == next(run.config.train for run in plain if run.arm == arm), "what is for preference losses changes no SFT"
+    assert runs["default"] != next(run.config.train for run in plain if run.arm == "default") or "pairs" in settings[0]
+
+
+@pytest.mark.parametrize(("options", "named"), [
+    (["--arms", "default"], "--arms"), (["--set", "run=x", "--overwrite"], "--set, --overwrite"), (["--launch", "x.yaml", "--jobs", "2"], "--jobs, --launch")])
+def test_options_for_running_arms_do_not_go_with_a_table(project, monkeypatch, capsys, options, named):
+    monkeypatch.setattr(sys, "argv", ["ablate.py", "--table", "results", *options])
+    with pytest.raises(SystemExit) as exit:
+        ablate.main()
+    assert exit.value.code == 2 and f"{named}: for running arms, and --table shows" in capsys.readouterr().err
 
 
 def test_arms_that_are_the_same_matter_only_where_both_are_asked_for():

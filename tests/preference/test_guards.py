@@ -352,6 +352,8 @@ def test_the_adapter_that_is_kept_is_small_and_whole(load_policy, tokenizer, pai
     (["train.loss_weights=[0.0, 1.0]", "pairs.graded=true"], "set pairs.graded=false, or give a preference loss"),
     (["pairs.graded=true"], None),
     (["train.trl={ld_alpha: 1.5}"], r"\n  train: trl.ld_alpha is 1.5; allowed are numbers from 0"),
+    (["train.trl={f_alpha_divergence_coef: 0.3}"], "is for f_divergence_type alpha_divergence and changes nothing with reverse_kl"),
+    (["train.trl={f_alpha_divergence_coef: 0.3, f_divergence_type: alpha_divergence}", "train.loss_weights=[1.0, 0.0]"], None),
     (["train.trl={sync_ref_model: true}"], "here it is the frozen SFT adapter"),
     (["train.label_noise=0.5"], r"\n  train.label_noise: found 0.5; allowed are a number from 0 to below 0.5, from-"),
     (["train.label_noise=true"], "train.label_noise: found True; allowed"),

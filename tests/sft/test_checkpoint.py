@@ -12,6 +12,7 @@ from sft.checkpoint import (
     ADAPTER,
     PROVENANCE,
     attention_implementation,
+    base_of,
     checkpoint_hash,
     fingerprint,
     is_adapter,
@@ -212,6 +213,19 @@ def test_inference_finds_the_base_model_by_itself(tiny_model, saved):
     assert not model.training and tokenizer.eos_token_id == 2 and provenance == provenance_of(tiny_model)
     whole, _, nothing = load_for_inference(tiny_model, precision="fp32")
     assert nothing is None and not is_adapter(tiny_model) and type(whole).__name__ == "LlamaForCausalLM"
+
+
+def test_a_base_model_of_a_relative_folder_is_found_from_elsewhere(tiny_model, copy, tmp_path, monkeypatch):
+    said = {"model": "model", "model_folder": str(copy)}
+    monkeypatch.chdir(tmp_path)
+    assert base_of(said) == "model"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert base_of(said) == str(copy)
+    shutil.rmtree(copy)
+    with pytest.raises(ValueError, match=f"trained on the model in the folder model, which is neither here nor at {copy}. Put it back"):
+        base_of(said)
+    assert base_of({"model": str(tiny_model)}) == str(tiny_model)
 
 
 def test_a_trainable_adapter_stays_in_fp32_beside_a_bf16_base(tiny_model, saved):

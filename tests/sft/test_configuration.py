@@ -249,6 +249,8 @@ def test_arguments_for_trl_are_checked_by_name():
         validate_trl({"weigth_decay": 0.01}, SFTConfig, SFT_RESERVED)
     with pytest.raises(ValueError, match="train.trl.learning_rate: set by this project's own keys"):
         validate_trl({"learning_rate": 0.01}, SFTConfig, SFT_RESERVED)
+    with pytest.raises(ValueError, match="train.trl.label_smoothing_factor: set by this project's own keys, or of no effect"):
+        validate_trl({"label_smoothing_factor": 0.1}, DPOConfig, DPO_RESERVED)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
