@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import quote
 
-RECORD_WIDTH = 10_000  # characters: wider than any table that is worth a look
+WIDEST = 10**8  # characters: wider than any table
 
 
 def main() -> None:
@@ -89,6 +89,7 @@ def committed(path: Path, folder: Path) -> Path:
     """A file with all that is committed in a database: itself, or a copy in `folder` where changes stand beside it (-wal,
     -journal), as with an application that is running. Raises ValueError where SQLite cannot read it.
     """
+    path = path.resolve()  # changes stand beside the file itself, not beside a link to it
     beside = [path.with_name(path.name + ending) for ending in ("-wal", "-journal")]
     if not any(file.exists() and file.stat().st_size for file in beside):
         return path
@@ -100,7 +101,7 @@ def committed(path: Path, folder: Path) -> Path:
             raise sqlite3.OperationalError("database is locked")
 
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True)) as source, \
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as source, \
                 closing(sqlite3.connect(copy)) as target:
             source.backup(target, progress=stop_if_locked)
     except sqlite3.Error as error:
@@ -120,7 +121,7 @@ def print_rows(columns: Sequence[str], rows: Sequence[tuple], console) -> None:
     # Names and cells are anybody's text: never markup, never escape sequences of the terminal.
     names = [Text(visible(name)) for name in columns]
     cells = [[Text("NULL" if value is None else visible(str(value))) for value in row] for row in rows]
-    table, wide = Table(), Console(width=RECORD_WIDTH)
+    table, wide = Table(), Console(width=WIDEST)
     for name in names:
         table.add_column(name)
     for row in cells:
@@ -128,6 +129,8 @@ def print_rows(columns: Sequence[str], rows: Sequence[tuple], console) -> None:
     if not console.is_terminal or wide.measure(table).maximum <= console.width:
         wide.print(table)
         return
+    if not rows:
+        console.print(Text(", ").join(names), soft_wrap=True)
     for number, row in enumerate(cells, 1):
         record = Table(title=f"row {number}", title_justify="left", show_header=False)
         record.add_column(overflow="fold")

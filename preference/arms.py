@@ -18,6 +18,7 @@ from preference.rounds import round_folder
 from preference.training_inputs import what_counts, words_hash
 from sft.artefacts import atomic_path, content_hash, discard, file_hash, is_complete, mark_complete, mark_path
 from sft.checkpoint import checkpoint_hash
+from sft.command_line import sister, stage_command
 from sft.configuration import DpoConfig, Limit, Section, read_configuration
 from sft.records import read_stage_configuration, recorded_configurations
 from sft.sources import identify, local_path
@@ -174,7 +175,7 @@ def sampler_of(run: ArmRun, runs: list[ArmRun]) -> ArmRun:
 def stage_one(config: AblationConfig) -> dict:
     """The shared run's configuration of stage one; ValueError where that run, or its adapter, is not finished."""
     run = Path(config.run)
-    command = f"accelerate launch sft/run.py --set run={run}"
+    command = stage_command("sft", sister(Path(config.config), "dpo", "sft"), [f"run={run}"])
     if not (run / "sft" / "complete.json").exists():
         raise ValueError(f"run: {run} holds no finished SFT adapter (no {run / 'sft' / 'complete.json'}). All arms start from "
                          f"one. Make it first, with the configuration that belongs to {config.config}:\n  {command}")

@@ -19,8 +19,8 @@ def main() -> None:
     from sft.configuration import DpoConfig, read_configuration
 
     parser = stage_arguments(__doc__, "dpo.yaml")
-    parser.add_argument("--only", choices=STEPS, help="run this step alone, in the first round that is not finished (the last "
-                        "where all are); the steps before it must be complete")
+    parser.add_argument("--only", choices=STEPS, help="run this step alone, in the first round that is not finished, or whose "
+                        "pairs or start have changed (the last where there is none); the steps before it must be complete")
     arguments = parser.parse_args()
     from sft import ranks
 
@@ -83,10 +83,11 @@ def run_round(config, stage, number: int, steps: tuple[str, ...], overwrite: boo
     adapter, schema_style = adapter_of(folder, number - 1), stage.schema_style
     place = round_folder(folder, number)
     candidates, verdicts, pairs_file = (place / f"{name}.parquet" for name in ("candidates", "verdicts", "pairs"))
-    config, weights = as_made(config, stage, number, steps), checkpoint_hash(adapter)
+    weights = checkpoint_hash(adapter)
+    config = as_made(config, stage, number, steps, weights)
     begun = None if overwrite and "sample" in steps else recorded_inputs(candidates)
     examples, refused = asked_questions(stage, number, config.sample.questions, begun)
-    if "sample" not in steps:
+    if steps in (("judge",), ("pairs",)):
         examples = sampled_questions(stage, examples, candidates)
 
     def pending(step: str, target: Path, inputs: dict) -> bool:

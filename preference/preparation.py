@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from preference.inspection.training import refused_questions
 from preference.rounds import always_right, questions_of_round, round_folder
 from sft import ranks
-from sft.artefacts import content_hash, read_parquet, recorded_inputs
+from sft.artefacts import content_hash, mark_path, read_parquet, recorded_inputs
 from sft.checkpoint import load_tokenizer, read_provenance
 from sft.examples import load
 from sft.order import accumulation_steps
@@ -85,16 +85,16 @@ def asked_questions(stage: Prepared, number: int, count: int | None, begun: dict
 
 
 def sampled_questions(stage: Prepared, examples: list[dict], candidates: Path) -> list[dict]:
-    """The examples that `candidates` holds samples of: `examples`, or, where that was sampled for another number of them or
-    another seed, those of it. For the steps after sampling, which take what is there.
+    """The examples that `candidates` holds samples of, in its order: `examples`, or, where that was sampled for another number
+    of them or another seed, those of it. For the steps after sampling, which take what is there.
     """
-    if (recorded_inputs(candidates) or {}).get("asked") in (None, asked_hash(examples)):
+    if not mark_path(candidates).exists() or recorded_inputs(candidates).get("asked") in (None, asked_hash(examples)):
         return examples
-    sampled = {row["example_id"] for row in read_parquet(candidates)}
-    found = [example for example in stage.examples if example["example_id"] in sampled]
+    known = {example["example_id"]: example for example in stage.examples}
+    sampled = dict.fromkeys(row["example_id"] for row in read_parquet(candidates))
     if ranks.is_main():
-        print(f"questions: the {len(found)} of {candidates}, not those that these settings would sample ({len(examples)})")
-    return sorted(found, key=lambda example: example["context"])
+        print(f"questions: the {len(sampled)} of {candidates}, not those that these settings would sample ({len(examples)})")
+    return [known[name] for name in sampled if name in known]
 
 
 def asked_hash(examples: list[dict]) -> str:
@@ -102,11 +102,12 @@ def asked_hash(examples: list[dict]) -> str:
     return content_hash([example["example_id"] for example in examples])[:16]
 
 
-def as_made(config: DpoConfig, stage: Prepared, number: int, steps: Sequence[str]) -> DpoConfig:
-    """The configuration, with the keys of the steps before `steps` as the round's files were made with.
+def as_made(config: DpoConfig, stage: Prepared, number: int, steps: Sequence[str], checkpoint: str) -> DpoConfig:
+    """The configuration, with the keys of samples and pairs as the round's files were made with, where their steps are not run.
 
     A step alone takes what the steps before it left, whatever these settings would make; the main rank says which are others.
-    Raises ValueError where what is there does not go with the settings of the step itself.
+    The keys of the judge stay: training measures by them. Raises ValueError where what is there does not go with the settings
+    of the step itself, or was sampled from other weights than `checkpoint`, those that the round starts from.
     """
     values = config.model_dump()
     for step, name in (("sample", "candidates"), ("judge", "verdicts"), ("pairs", "pairs")):
@@ -117,12 +118,18 @@ def as_made(config: DpoConfig, stage: Prepared, number: int, steps: Sequence[str
         made = {key: recorded[key] for key, now in values[step].items()
                 if key not in ("questions", "shard_size") and key in recorded and recorded[key] != now}
         told = [f"{step}.{key}={there}" for key, there in made.items()]
+        again = f"{stage.command} --only {step} --overwrite"
+        if step == "sample" and recorded.get("checkpoint", checkpoint) != checkpoint:
+            raise ValueError(f"{file} was sampled from another adapter than round {number} starts from now. Pairs are to be of the model "
+                             f"that is trained on them. Sample anew, then judge and pair: {again}")
+        if step == "sample" and recorded.get("precision", config.train.precision) != config.train.precision:
+            told.append(f"train.precision={recorded['precision']}")
         if recorded.get("seed", config.seed) != config.seed:
             told.append(f"seed={recorded['seed']}")
         if told and ranks.is_main():
-            print(f"{step}: {file} was made with {', '.join(told)}, and is taken as it is. To make it anew:\n"
-                  f"  {stage.command} --only {step} --overwrite")
-        values[step] |= made
+            print(f"{step}: {file} was made with {', '.join(told)}, and is taken as it is. To make it anew:\n  {again}")
+        if step != "judge":
+            values[step] |= made
     try:
         return type(config).model_validate(values)
     except ValidationError as error:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.checkpoint import is_adapter, read_provenance, resolve_model
+from sft.checkpoint import base_of, is_adapter, read_provenance, resolve_model
 from sft.sampler import Completion
 
 
@@ -36,18 +36,18 @@ def load(path: str | Path, *, dtype: str, max_tokens: int, trust_remote_code: bo
             "and `vllm` on a machine with a GPU: pip install -e '.[vllm]', or set sample.sampler=builtin."
         ) from None
     arguments: dict[str, Any] = {}
-    base, adapter = str(path), None
+    adapter = None
     if is_adapter(path):
         provenance = read_provenance(path)
-        base = provenance["model"]
         rank = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))["r"]
         # vLLM takes the ranks 8, 16, 32, 64 and so on.
         arguments = {"enable_lora": True, "max_lora_rank": max(8, 1 << (rank - 1).bit_length())}
         adapter = LoRARequest("sft", 1, str(path))
         if provenance.get("load_in_4bit"):
             arguments["quantization"] = "bitsandbytes"
+    base = base_of(provenance, trust_remote_code) if adapter else resolve_model(str(path), trust_remote_code)
     # generation_config "vllm": the model's own file would add end tokens that training does not know.
-    engine = LLM(model=resolve_model(base, trust_remote_code), tokenizer=str(path), dtype=dtype,
+    engine = LLM(model=base, tokenizer=str(path), dtype=dtype,
                  max_model_len=max_tokens, enable_prefix_caching=True, logprobs_mode="raw_logprobs",
                  generation_config="vllm", trust_remote_code=trust_remote_code, **arguments)
     return VllmModel(engine, adapter)

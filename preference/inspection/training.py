@@ -36,7 +36,10 @@ def with_peoples_words(pairs: list[dict], dropped: list[dict], run: Path, exampl
     labels, rankings = file.latest(), file.rankings()
     file.close()
     asked = {example["example_id"]: example for example in examples}
-    rankings = {name: ranks_for(asked[name], orders) for name, orders in rankings.items() if name in asked}
+    # What is said of the pairs and questions of other rounds holds there.
+    others = [place for place in run.glob("round-*") if place.name not in {f"round-{row['round']}" for row in candidates}]
+    elsewhere = _asked_in(others) if rankings.keys() - asked.keys() else set()
+    rankings = {name: ranks_for(asked.get(name), orders) for name, orders in rankings.items() if name in asked or name not in elsewhere}
     samples, judged = defaultdict(list), defaultdict(dict)
     for row in candidates:
         if row["example_id"] in rankings:
@@ -56,10 +59,8 @@ def with_peoples_words(pairs: list[dict], dropped: list[dict], run: Path, exampl
 
     numbered = dict(enumerate(pairs))
     revision = revise(numbered, labels, rankings, lambda name: distinct_queries(samples[name], judged[name]), prompt_of)
-    # Labels on the pairs of other rounds hold there.
-    others = [file for file in run.glob("round-*/pairs.parquet") if file.parent.name not in {f"round-{row['round']}" for row in candidates}]
-    elsewhere = {pair["pair_id"] for file in others for pair in read_parquet(file)}
-    revision.refused = [label for label in revision.refused if label.pair_id not in elsewhere]
+    made = _made_in(others) if revision.refused else set()
+    revision.refused = [label for label in revision.refused if label.pair_id not in made]
     quarantine(run / "data", revision, numbered)
     print(f"{run / LABELS}: people's word goes above the executor's")
     say(revision, Console(highlight=False))
@@ -67,6 +68,19 @@ def with_peoples_words(pairs: list[dict], dropped: list[dict], run: Path, exampl
     kept = [row if number not in revision.actions else revised_row(row, revision.actions[number])
             for number, row in numbered.items()]
     return [row for row in kept if row is not None] + revision.added, dropped + dropped_entries(gone)
+
+
+def _asked_in(rounds: list[Path]) -> set[str]:
+    """Ids of the questions that were sampled in the folders of rounds."""
+    return {row["example_id"] for place in rounds if (file := place / "candidates.parquet").exists() for row in read_parquet(file)}
+
+
+def _made_in(rounds: list[Path]) -> set[str]:
+    """Ids of the pairs of the folders of rounds, and of those that people's words have dropped from them."""
+    found = {pair["pair_id"] for place in rounds if (file := place / "pairs.parquet").exists() for pair in read_parquet(file)}
+    return found | {row["detail"].removeprefix("pair ").partition(":")[0] for place in rounds
+                    if (file := place / "dropped.parquet").exists()
+                    for row in read_parquet(file) if row["reason"].startswith("person_")}
 
 
 def preferred_by_people(run: Path) -> Callable[[dict], bool]:

@@ -111,6 +111,16 @@ def test_in_a_terminal_a_row_that_is_too_wide_stands_as_lines_of_name_and_value(
     assert printed.index("row 1") < printed.index("Ada") < printed.index("row 2") < printed.index("short")
 
 
+def test_nothing_is_cut_off_of_cells_and_names_of_any_width(capsys):
+    piped = Console(width=80, file=sys.stdout)
+    print_rows(("a",), [("x" * 30_000,)], piped)
+    assert capsys.readouterr().out.count("x") == 30_000
+    names = [f"column_{number:03}" for number in range(60)]
+    print_rows(names, [], Console(width=80, force_terminal=True, file=sys.stdout))
+    said = capsys.readouterr().out
+    assert all(name in said for name in names)
+
+
 def test_what_an_application_has_committed_beside_the_file_is_seen(say, database, tmp_path):
     live = tmp_path / "live pets.sqlite"
     shutil.copy(database, live)
@@ -123,6 +133,8 @@ def test_what_an_application_has_committed_beside_the_file_is_seen(say, database
         before = file_hash(live)
         status, printed = say("SELECT name FROM pet", "--database", live)
         assert status == 0 and "Dora" in printed and "Cy" not in printed
+        (tmp_path / "link.sqlite").symlink_to(live)
+        assert "Dora" in say("SELECT name FROM pet", "--database", tmp_path / "link.sqlite")[1]
         assert file_hash(live) == before
 
 

@@ -12,7 +12,7 @@ from preference.inspection.contents import hash_of
 from preference.inspection.labels import LabelFile
 from preference.inspection.training import refused_questions
 from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA
-from preference.preparation import Prepared, asked_hash
+from preference.preparation import Prepared, as_made, asked_hash
 from preference.rounds import adapter_of, inputs_hash
 from preference.sampling import CANDIDATES_SCHEMA, VERDICTS_SCHEMA
 from sft.artefacts import file_hash, mark_complete, write_json, write_parquet
@@ -134,6 +134,32 @@ def test_a_step_alone_takes_the_questions_that_were_sampled(stage, monkeypatch, 
     assert recorded["sample"]["samples"] == 3 and recorded["seed"] == 1, "what made the files is what the run says of itself"
 
 
+def test_a_step_alone_asks_in_the_order_of_the_samples_and_measures_as_it_is_asked_to(stage, monkeypatch):
+    file, asked = stage.folder / "round-1" / "candidates.parquet", []
+    monkeypatch.setattr("preference.sampling.judge", lambda target, inputs, examples, *_, databases, **__: asked.append(
+        ([example["example_id"] for example in examples], databases)))
+    write_parquet(file, [{"example_id": name} for name in "dac"], CANDIDATES_SCHEMA)
+    mark_complete(file, {"asked": "of other settings", "shard_size": 8}, {})
+    verdicts = stage.folder / "round-1" / "verdicts.parquet"
+    config = read_configuration(DpoConfig, CONFIGURATION, [f"run={stage.folder}"])
+    run_round(config, stage, 1, ("judge",), False)
+    assert asked == [(["d", "a", "c"], "both")]
+    write_parquet(verdicts, [], VERDICTS_SCHEMA)
+    mark_complete(verdicts, {"databases": "given"}, {})
+    assert as_made(config, stage, 1, ("train",), "f").judge.databases == "both", "training measures SFT and DPO alike"
+
+
+def test_samples_of_another_adapter_are_not_trained_on(stage):
+    place = stage.folder / "round-1"
+    for name, schema, inputs in (("candidates", CANDIDATES_SCHEMA, {"checkpoint": "another"}), ("pairs", PAIRS_SCHEMA, {})):
+        write_parquet(place / f"{name}.parquet", [], schema)
+        mark_complete(place / f"{name}.parquet", inputs, {})
+    config = read_configuration(DpoConfig, CONFIGURATION, [f"run={stage.folder}"])
+    for step in ("judge", "pairs", "train"):
+        with pytest.raises(ValueError, match="sampled from another adapter than round 1 starts from now.*: .*--only sample --overwrite"):
+            run_round(config, stage, 1, (step,), False)
+
+
 def test_pairs_that_do_not_go_with_the_training_alone_are_refused(stage):
     pairs = stage.folder / "round-1" / "pairs.parquet"
     write_parquet(pairs, [], PAIRS_SCHEMA)
@@ -220,7 +246,7 @@ def trained(stage, monkeypatch):
         raise Asked(handed | {"watched": evaluate("policy", 30)})
 
     monkeypatch.setattr("preference.dpo_stage.load", lambda folder, split: rows if split == "dev" else [])
-    for name in ("resolve_model", "fingerprint"):
+    for name in ("base_of", "fingerprint"):
         monkeypatch.setattr(f"preference.dpo_stage.{name}", lambda *_: "base")
     monkeypatch.setattr("preference.dpo_stage.read_provenance", lambda _: {"prompt": {"schema_style": "compact"}})
     monkeypatch.setattr("preference.dpo_training.train_dpo", train)

@@ -20,6 +20,7 @@ from preference.inspection.question import question_hash
 from preference.inspection.store import open_store
 from preference.inspection.training import label_smoothing, with_peoples_words
 from preference.pairs import DROPPED_SCHEMA, PAIRS_SCHEMA, build_pairs
+from preference.sampling import CANDIDATES_SCHEMA
 from reward.queries import canonical_sql
 from sft.artefacts import mark_complete, read_parquet, write_parquet
 from sft.configuration import DpoConfig, read_configuration
@@ -391,11 +392,19 @@ def test_a_rebuild_refuses_no_label_on_the_pairs_of_another_round(run, capsys):
     file.add("of-another-round", "ada", "prefer_rejected")
     file.rank("other", "ada", {"a": 1, "b": 2}, "")
     rebuilt(run)
-    assert "refused" not in (said := capsys.readouterr().out) and "no longer a candidate" not in said
+    assert "refused" not in capsys.readouterr().out
+    write_parquet(other.with_name("dropped.parquet"), [{"example_id": "o", "reason": "person_tie", "detail": "pair dropped-there: ada"}],
+                  DROPPED_SCHEMA)
+    write_parquet(other.with_name("candidates.parquet"), [{"example_id": "other"}], CANDIDATES_SCHEMA)
+    file.add("dropped-there", "ada", "tie")
+    rebuilt(run)
+    assert "refused" not in (said := capsys.readouterr().out) and "another one by now" not in said
+    file.rank("nowhere", "ada", {"a": 1, "b": 2}, "")
     file.add("gone", "ada", "prefer_rejected")
     file.close()
     rebuilt(run)
-    assert "1 labels refused" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 labels refused" in said and "no longer a candidate" in said
 
 
 def test_without_labels_a_rebuild_is_as_it_was(run):
