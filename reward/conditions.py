@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from sqlglot import exp
 
-from reward.dates import dates_for, is_date, is_named_date, may_hold_dates, read_as_date
+from reward.dates import compared_with_dates, dates_for, is_date, is_named_date, may_hold_dates, read_as_date
 from reward.names import Names, Place
 from reward.schema import ColumnKey, Schema
 
@@ -87,6 +87,9 @@ def read_conditions(tree: exp.Expression | None, schema: Schema) -> Reading:
         value = read_as_date(call)
         key = reader.key(value) if isinstance(value, exp.Column) else None
         if key and (may_hold_dates(schema.column(key)) or is_named_date(schema.column(key))):
+            reading.dated.add(key)
+    for key in map(reader.key, compared_with_dates(tree)):
+        if key and may_hold_dates(schema.column(key)):
             reading.dated.add(key)
     reading.scopes += [reader.scope(select) for select in selects]
     for index, place in reader.outputs.items():

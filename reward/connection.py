@@ -260,11 +260,15 @@ class Database:
         self._trusted(f"PRAGMA reverse_unordered_selects = {int(reverse)}")
 
     def describe(self, sample_size: int) -> tuple:
-        """(DDL statements, tables with their columns, keys and up to `sample_size` distinct values of each column)."""
+        """(DDL statements, tables with their columns, keys and up to `sample_size` distinct values of each column).
+
+        Virtual tables are left out: generated databases could not have them. A column whose values cannot be read (no UTF-8,
+        overlong) has no samples.
+        """
         tables = []
         master = self._trusted(
             "SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND sql IS NOT NULL"
-            " AND type IN ('table', 'view') ORDER BY type, rowid"
+            " AND type IN ('table', 'view') AND sql NOT LIKE 'CREATE VIRTUAL %' ORDER BY type, rowid"
         )
         for kind, name, _ in master:
             if kind != "table":
@@ -284,7 +288,10 @@ class Database:
             for column, *_ in columns if sample_size else ():
                 cell = '"' + column.replace('"', '""') + '"'
                 query = f"SELECT DISTINCT {cell} FROM (SELECT {cell} FROM {quoted} LIMIT 2000) LIMIT {sample_size}"
-                samples[column] = [value for (value,) in self._trusted(query) if value is not None]
+                try:
+                    samples[column] = [value for (value,) in self._trusted(query) if value is not None]
+                except (UnicodeDecodeError, apsw.TooBigError):
+                    samples[column] = []
             tables.append((name, columns, foreign_keys, unique, samples))
         return [sql for _, _, sql in master], tables
 

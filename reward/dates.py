@@ -2,6 +2,7 @@
 
 import datetime
 import re
+from collections.abc import Iterator
 
 from sqlglot import exp
 
@@ -10,6 +11,7 @@ from reward.schema import Column
 _FUNCTIONS = ("DATE", "DATETIME", "JULIANDAY", "UNIXEPOCH", "STRFTIME")
 # A year, month and day, of which the end may be missing, as in 2016-05- of LIKE '2016-05-%'.
 _DATE_PART = re.compile(r"([12]\d{3})(?:-(0[1-9]|1[0-2])(?:-(\d\d))?)?-?", re.ASCII)
+_ISO_DATE = re.compile(r"[12]\d{3}-(0[1-9]|1[0-2])-\d\d", re.ASCII)
 _NAMED_DATE = re.compile(r"(?<!candi)(?<!man)date")
 _FIRST_DAY = datetime.date(2015, 6, 1)
 _MOST_DAYS = 9999  # a difference of more is none of days
@@ -29,6 +31,14 @@ def is_named_date(column: Column) -> bool:
 def may_hold_dates(column: Column) -> bool:
     """Whether dates suit a column's type."""
     return column.affinity not in ("integer", "real")
+
+
+def compared_with_dates(tree: exp.Expression) -> Iterator[exp.Column]:
+    """The columns that a query compares with a date of the form 2020-01-31: they hold such dates, whatever they are called."""
+    for comparison in tree.find_all(exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Like, exp.Between, exp.In):
+        sides = list(comparison.iter_expressions())
+        if any(isinstance(side, exp.Literal) and side.is_string and _ISO_DATE.match(side.this) for side in sides):
+            yield from (side for side in sides if isinstance(side, exp.Column))
 
 
 def read_as_date(call: exp.Expression) -> exp.Expression | None:

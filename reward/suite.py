@@ -7,7 +7,7 @@ from typing import NamedTuple
 from reward.denote import Member, denote, is_stable
 from reward.gate import gate
 from reward.mutants import Mutant
-from reward.queries import is_volatile, normalise_gold
+from reward.queries import is_volatile, normalise_gold, quoted_value_as_string, unknown_quoted_name
 from reward.sandbox import Database, DatabaseError, Outcome, Sandbox
 from reward.schema import Schema, read_schema
 from reward.selection import Selection
@@ -85,6 +85,12 @@ class SuiteBuilder:
             return Suite("gold_bad", "unstable", "gold depends on the clock or on chance", sql)
         ordering = read_ordering(sql)
         first, _ = denote(self.sandbox, given, sql, ordering)
+        # A double-quoted value may be called like a column of another table.
+        while isinstance(first, Outcome) and first.status == "sql_error" and (name := unknown_quoted_name(first.message)) is not None:
+            if (changed := quoted_value_as_string(sql, name)) == sql:
+                break
+            sql, ordering = changed, read_ordering(changed)
+            first, _ = denote(self.sandbox, given, sql, ordering)
         if isinstance(first, Outcome):
             return Suite("gold_bad", _gold_failure(first), first.message, sql)
         member = Member(given, first)

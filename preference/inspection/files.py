@@ -51,7 +51,8 @@ def find_files(path: Path) -> Files:
             raise ValueError(f"{path} holds no pairs: no round-*/pairs.parquet, no candidates and no dataset file "
                              f"({', '.join(PREFERENCE_FILES)}). Make pairs with `accelerate launch preference/dpo.py`, "
                              "or name a file.")
-        first = [file for file in main if file.suffix == main[0].suffix]
+        suffix = next(suffix for suffix in PREFERENCE_FILES if any(file.suffix == suffix for file in main))
+        first = [file for file in main if file.suffix == suffix]
         return Files(path, first, "", None, path / "labels.sqlite")
     if not path.exists():
         near = sorted(str(other) for other in path.parent.glob("*")) if path.parent.is_dir() else []
@@ -69,12 +70,14 @@ def _round(file: Path) -> tuple[int, str]:
     return int(number) if number.isdecimal() else 0, number
 
 
-_NO_ROWS = {"complete.json", "begun.json", "dataset_info.json", "dataset_dict.json", "state.json", "versions.json", "report.json",
+_NO_ROWS = {"complete.json", "begun.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "versions.json", "report.json",
             "dropped.parquet", "verdicts.parquet", "quarantine.jsonl"}
 
 
 def _with_company(named: Path, main: list[Path], kind: str) -> Files:
     """The files that stand beside pairs or candidates, and the run that they belong to."""
+    named = Path(os.path.abspath(named))  # inside a round's folder, `pairs.parquet` and `.` are the run's, too
+    main = [Path(os.path.abspath(file)) for file in main]
     folders = list(dict.fromkeys(file.parent for file in main))
     if named.is_dir() and any(folder != named for folder in folders):
         run = named

@@ -137,6 +137,12 @@ def prompt_text(types: dict[str, str]) -> str:
     return "NULL"
 
 
+def readable(name: str, kind: str) -> str:
+    """SQL for a column as Python takes it; times of a zone as text, since duckdb would need a package for them that nothing else does."""
+    column = '"' + name.replace('"', '""') + '"'
+    return f"CAST({column} AS VARCHAR)" if "WITH TIME ZONE" in kind else column
+
+
 def identifier(types: dict[str, str]) -> str:
     """SQL for a pair's id; one made from the texts where the file has none."""
     if "pair_id" in types:

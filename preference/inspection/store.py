@@ -6,6 +6,7 @@ import difflib
 import json
 import tempfile
 from collections import OrderedDict
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from threading import RLock
@@ -23,7 +24,7 @@ from preference.inspection.conditions import (
     search_words,
 )
 from preference.inspection.files import Files, connect, find_files, first_line, judge_settings, parquet, read_columns
-from preference.inspection.index import message_text, open_index, prompt_text, side_text
+from preference.inspection.index import message_text, open_index, prompt_text, readable, side_text
 from preference.inspection.labels import LabelFile
 
 SHOWN = ("row", "pair_id", "example_id", "question", "chosen_sql", "rejected_sql", "chosen_verdict", "chosen_reason",
@@ -119,20 +120,25 @@ class Store:
 
     def neighbours(self, pair_id: str, filters: dict[str, str] | None = None, search: str = "", sort: str = "",
                    descending: bool = False) -> tuple[str | None, str | None]:
-        """The ids before and after a pair in the list that `page` gives for the same arguments."""
+        """The ids before and after a pair in the list that `page` gives for the same arguments; a pair that stands there again is passed over."""
         order(sort, descending)
         where, values = self._where(filters, search)
-        here = self.rows(f"SELECT row, {sort or 'row'} AS value FROM store.pairs WHERE pair_id = ? ORDER BY row LIMIT 1",
-                         [pair_id])
+        one = f"row IN (SELECT min(row) FROM store.pairs WHERE {where} GROUP BY pair_id)" if self._repeats else where
+        here = self.rows(f"SELECT row, {sort or 'row'} AS value FROM store.pairs WHERE pair_id = ? ORDER BY coalesce({where}, FALSE) DESC, "
+                         "row LIMIT 1", [pair_id, *values])
         if not here:
             return None, None
         found = []
         for after in (False, True):
             condition, more, ordered = beside(sort, descending, here[0]["value"], here[0]["row"], after=after)
-            rows = self.rows(f"SELECT pair_id FROM store.pairs WHERE {where} AND ({condition}) ORDER BY {ordered} LIMIT 1",
+            rows = self.rows(f"SELECT pair_id FROM store.pairs WHERE {one} AND ({condition}) ORDER BY {ordered} LIMIT 1",
                              [*values, *more])
             found.append(rows[0]["pair_id"] if rows else None)
         return found[0], found[1]
+
+    @cached_property
+    def _repeats(self) -> bool:
+        return self.rows("SELECT count(DISTINCT pair_id) < count(*) AS found FROM store.pairs")[0]["found"]
 
     def nearest(self, wanted: str) -> list[str]:
         """Ids that a mistyped or shortened id may mean: those that begin with it (or whose question does), else similar."""
@@ -217,7 +223,7 @@ class Store:
         if self.kind == "pairs":
             derived = {f"{side}_sql": side_text(types, side) for side in ("chosen", "rejected")}
             derived["question"] = message_text(types, "question") if "question" in types else prompt_text(types)
-        wanted = {name: f'"{name.replace(chr(34), chr(34) * 2)}"' for name in types
+        wanted = {name: readable(name, kind) for name, kind in types.items()
                   if not texts_only or name in ("prompt", "chosen", "rejected", "pair_id")} | derived
         found: list[dict] = [{} for _ in rows]
         # A few columns at a time: each takes buffers of its own, which for forty together would be hundreds of MiB.

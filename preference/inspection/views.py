@@ -158,7 +158,7 @@ def _drawn(context: str | None, described: list[dict], *queries: str | None) -> 
     """The schema's drawing: of its text, else of what the database itself says; None where neither can be read."""
     from preference.inspection.pages import schema_drawing  # sqlglot takes a while, and the server should start at once
 
-    tables = schema_drawing.read_tables(context) or schema_drawing.described(described)
+    tables = schema_drawing.read_tables(context if isinstance(context, str) else None) or schema_drawing.described(described)
     return schema_drawing.draw(tables, schema_drawing.mentioned(*queries)) if tables else None
 
 

@@ -4,9 +4,11 @@ import hashlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -281,6 +283,45 @@ def test_dates_are_whole_where_gold_asks_for_a_part_of_them(judges, declared, go
     task = {"id": "1", "gold": query(gold), "context": EVENTS.format(declared), "candidates": list(map(query, right + wrong))}
     verdicts = [verdict["verdict"] for verdict in judges["generated"].question(task)["verdicts"]]
     assert verdicts == ["correct"] * len(right) + ["wrong"] * len(wrong)
+
+
+@pytest.mark.parametrize("column", ["joined", "dob", "created_at"])
+def test_a_column_compared_with_a_date_holds_dates_whatever_it_is_called(judges, column):
+    query = f"SELECT name FROM owner WHERE {column} {{}}".format
+    date = f"SELECT name FROM owner WHERE date({column}) {{}}".format
+    for gold, right, wrong in (
+            ("> '2020-01-01'", [date("> '2020-01-01'")], [query(">= '2020-01-01'"), query("< '2020-01-01'"), date("> '2020-01-02'")]),
+            ("BETWEEN '2019-05-01' AND '2019-05-31'", [query("LIKE '2019-05-%'")], [query("LIKE '2019-%'"), query("> '2019-05-01'")]),
+            ("IN ('2020-01-01', '2021-03-04')", [date("IN ('2020-01-01', '2021-03-04')")], [query("= '2020-01-01'")])):
+        task = {"id": "1", "gold": query(gold), "context": f"CREATE TABLE owner (id INTEGER PRIMARY KEY, name TEXT, {column} TEXT)",
+                "candidates": right + wrong}
+        verdicts = [verdict["verdict"] for verdict in judges["generated"].question(task)["verdicts"]]
+        assert verdicts == ["correct"] * len(right) + ["wrong"] * len(wrong), gold
+
+
+def test_a_double_quoted_value_may_be_called_like_a_column_of_another_table(judges):
+    task = {"id": "1", "gold": 'SELECT name FROM store WHERE status = "open"',
+            "context": "CREATE TABLE store (id INT, name TEXT, status TEXT); CREATE TABLE hours (store_id INT, open INT, close INT)",
+            "candidates": ["SELECT name FROM store WHERE status = 'open'", 'SELECT name FROM store WHERE status = "open"',
+                           "SELECT name FROM store", 'SELECT name FROM store WHERE status = "close"']}
+    line = judges["both"].question(task)
+    assert line["gold"]["status"] == "ok"
+    assert [verdict["verdict"] for verdict in line["verdicts"]] == ["correct", "correct", "wrong", "wrong"]
+
+
+@pytest.mark.parametrize("odd", [
+    "CREATE TABLE player (id INTEGER PRIMARY KEY, last TEXT); INSERT INTO player VALUES (1, 'Ng'), (2, CAST(x'41ed6e' AS TEXT))",
+    "CREATE TABLE doc (id, body); INSERT INTO doc VALUES (1, printf('%.*c', 150001, 'x'))",
+    "CREATE VIRTUAL TABLE notes USING fts5(body); INSERT INTO notes VALUES ('a note')"])
+def test_one_odd_table_of_a_database_spoils_no_question_on_the_others(judges, tmp_path, odd):
+    path = tmp_path / "city.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(f"CREATE TABLE city (id INTEGER PRIMARY KEY, name TEXT); INSERT INTO city VALUES (1, 'Oslo'), (2, 'Bergen'); {odd}")
+    task = {"id": "1", "gold": "SELECT name FROM city WHERE id = 1", "database": str(path),
+            "candidates": ["SELECT name FROM city WHERE id < 2 AND id > 0", "SELECT name FROM city WHERE name = 'Oslo'"]}
+    line = judges["both"].question(task)
+    assert line["gold"]["status"] == "ok" and line["gold"]["kill_score"] == 1
+    assert [verdict["verdict"] for verdict in line["verdicts"]] == ["correct", "wrong"], "right on the given rows alone: generated databases tell it apart"
 
 
 @pytest.mark.parametrize("declared", ["INTEGER", "REAL"])

@@ -71,7 +71,7 @@ def described(tables: list[dict]) -> list[Table]:
 
 def mentioned(*queries: str | None) -> set[str]:
     """Lower-cased names that queries hold, to set those columns and tables off in the drawing."""
-    return {unquote(token).lower() for query in queries if query for token in tokenize(query[:LONGEST_SCHEMA])
+    return {unquote(token).lower() for query in queries if query and isinstance(query, str) for token in tokenize(query[:LONGEST_SCHEMA])
             if token.kind in ("word", "double", "name")}
 
 

@@ -267,6 +267,21 @@ def test_rewrite_of_many_batches_touches_only_its_rows(tmp_path, monkeypatch):
         *expected, {"pair_id": "new", "chosen": "x", "rejected": "y", "person_label": None}]
 
 
+def test_line_separators_in_a_question_tear_no_line_of_the_quarantine(run):
+    path = run / "round-1" / "pairs.parquet"
+    write_parquet(path, [pair | {"question": "How many\u2028pets\x85are there?"} for pair in pairs_of(run)], PAIRS_SCHEMA)
+    before = label(run, {0: "gold_wrong"})
+    file = run / "data" / "quarantine.jsonl"
+    kept = file.read_text(encoding="utf-8") if file.exists() else ""
+    for _ in range(2):
+        applied(run)
+        text = file.read_text(encoding="utf-8")
+        assert text.startswith(kept) and text.endswith("}\n")
+        entries = [json.loads(line) for line in text.split("\n")[:-1]]
+        assert [entry["example_id"] for entry in entries if entry["reason"] == "person_gold_wrong"] == [before[0]["example_id"]]
+        assert entries[-1]["content"]["question"] == "How many\u2028pets\x85are there?"
+
+
 # --------------------------------------------------------------------- rankings
 
 

@@ -316,6 +316,37 @@ def test_preference_datasets_of_all_shapes(make, tmp_path, opened):
     assert len({row["pair_id"] for row in store.page()[1]}) == 5
 
 
+def test_a_pair_that_stands_there_twice_is_passed_over_once(tmp_path, opened):
+    """As when a round makes a pair again: `next` goes on, and comes to an end."""
+    rows = [{"pair_id": name, "prompt": "p", "chosen": f"c{name}", "rejected": f"r{name}", "round": number}
+            for name, number in (("a", 1), ("b", 1), ("a", 2), ("c", 2), ("b", 2))]
+    store = opened(written("twice.jsonl", rows)(tmp_path))
+    for filters, walk in (({}, ["a", "b", "c"]), ({"round": "2"}, ["a", "c", "b"])):
+        for before, here, after in zip([None, *walk], walk, [*walk[1:], None]):
+            assert store.neighbours(here, filters) == (before, after)
+
+
+def test_times_of_a_zone_are_read(tmp_path, opened):
+    when = pa.array([1, None], pa.timestamp("us", "UTC"))
+    pq.write_table(pa.table({"prompt": ["p", "q"], "chosen": ["a", "b"], "rejected": ["c", "d"], "created_at": when}), tmp_path / "zone.parquet")
+    store = opened(tmp_path / "zone.parquet")
+    found = [store.pair(row["pair_id"]) for row in store.page()[1]]
+    assert found[0]["created_at"].startswith("1970-01-01") and found[1]["created_at"] is None
+
+
+def test_what_the_hub_keeps_beside_a_dataset_is_no_part_of_it(tmp_path, opened):
+    written("data/train-00000-of-00001.parquet", MESSAGES)(tmp_path)
+    (tmp_path / "dataset_infos.json").write_text('{"default": {"features": {}}}')
+    (tmp_path / "notes.json").write_text('{"any": "other"}')
+    assert opened(tmp_path).total == 5
+
+
+def test_labels_of_a_rounds_pairs_go_to_the_run_from_wherever_they_are_named(clinic_run, monkeypatch, opened):
+    monkeypatch.chdir(clinic_run / "round-1")
+    for named in ("pairs.parquet", ".", clinic_run / "round-1" / "pairs.parquet", clinic_run / "round-1"):
+        assert opened(named).labels_path == clinic_run / "labels.sqlite"
+
+
 def test_texts_that_look_like_dates_stay_texts(tmp_path, opened):
     path = written("dates.jsonl", [{"prompt": "2024-01-01", "chosen": "12:30:00", "rejected": "2024-01-01 10:00:00"}])(tmp_path)
     row = opened(path).page()[1][0]
