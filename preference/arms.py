@@ -19,7 +19,7 @@ from preference.training_inputs import what_counts, words_hash
 from sft.artefacts import atomic_path, content_hash, discard, file_hash, is_complete, mark_complete, mark_path
 from sft.checkpoint import checkpoint_hash
 from sft.command_line import sister, stage_command
-from sft.configuration import DpoConfig, Limit, Section, read_configuration
+from sft.configuration import DpoConfig, Folder, Limit, Section, read_configuration
 from sft.records import read_stage_configuration, recorded_configurations
 from sft.sources import identify, local_path
 from sft.splits import PREFERENCE, SPLITS
@@ -59,9 +59,9 @@ class AblationConfig(Section):
     """Keys of a set of control arms (configs/ablation.yaml)."""
 
     config: str
-    run: str
-    runs: str
-    results: str
+    run: Folder
+    runs: Folder
+    results: Folder
     settings: Settings
     measure: Measure
     arms: Annotated[dict[str, Arm], Field(min_length=1)]

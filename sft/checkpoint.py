@@ -26,7 +26,8 @@ def resolve_model(name: str, trust_remote_code: bool = False) -> str:
         from sft.embedded.model import embedded_model
 
         return str(embedded_model())
-    if Path(name).is_dir():
+    if (at_home := Path(name).expanduser()).is_dir():
+        name = str(at_home)
         if not (Path(name) / "config.json").exists():
             raise ValueError(
                 f"model: the folder {name} has no config.json. Allowed are a folder that save_pretrained wrote, a hub "
@@ -169,6 +170,10 @@ def load_base(path: str | Path, *, precision: str = "auto", attention: str = "au
             f"the model in {path} could not be loaded ({str(error).splitlines()[0]}). Allowed are causal language "
             "models with safetensors weights; code that comes with a model runs only with `trust_remote_code: true`."
         ) from None
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - {"full_attention", "sliding_attention", "chunked_attention"}
+    if kinds:
+        raise ValueError(f"the model in {path} has layers of the kind {', '.join(sorted(kinds))}. Sampling here repeats the cache of a prompt "
+                         "for its samples, which is written for attention layers (full, sliding, chunked). Choose a model of those alone.")
     if place is not None and not load_in_4bit:
         model = model.to(place)
     return model

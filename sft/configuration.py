@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from ruamel.yaml.error import YAMLError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Folder = Annotated[str, AfterValidator(os.path.expanduser)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy's generator takes
 Limit = Annotated[int, Field(ge=1)] | None
 
@@ -71,7 +73,7 @@ class Judging(Section):
 class SftConfig(Section):
     """Keys of stage one (configs/sft.yaml)."""
 
-    run: str
+    run: Folder
     model: str
     trust_remote_code: bool
     seed: Seed
@@ -218,7 +220,7 @@ class GuardSettings(Section):
 class DpoConfig(Section):
     """Keys of stage two (configs/dpo.yaml). Model, prompt and data are those of the run's stage one."""
 
-    run: str
+    run: Folder
     seed: Seed
     rounds: Count
     sample: Sample

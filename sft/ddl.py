@@ -14,9 +14,12 @@ from sqlglot.errors import TokenError
 from sqlglot.tokens import Token, TokenType
 
 _CONSTRAINT = re.compile(r"(PRIMARY|FOREIGN|UNIQUE|CHECK|CONSTRAINT)\b", re.IGNORECASE)
-_FOREIGN = re.compile(r"FOREIGN\s+KEY\s*\(([^)]*)\)\s*REFERENCES\s+(\"[^\"]+\"|[^\s(]+)\s*\(([^)]*)\)", re.IGNORECASE)
-_INLINE = re.compile(r"\bREFERENCES\s+(\"[^\"]+\"|[^\s(]+)\s*(?:\(([^)]*)\))?", re.IGNORECASE)
-_NAME = re.compile(r"\"[^\"]+\"|`[^`]+`|\[[^\]]+\]|\S+")
+_QUOTED = r"""\"(?:[^\"]|\"\")+\"|'(?:[^']|'')+'|`[^`]+`|\[[^\]]+\]"""
+_NAME = re.compile(rf"{_QUOTED}|\S+")
+_NAMES = re.compile(rf"{_QUOTED}|[^\s,]+")  # of a list in parentheses
+_TARGET = rf"\bREFERENCES\s+({_QUOTED}|[^\s(]+)\s*(?:\(([^)]*)\))?"
+_INLINE = re.compile(_TARGET, re.IGNORECASE)
+_FOREIGN = re.compile(rf"FOREIGN\s+KEY\s*\(([^)]*)\)\s*{_TARGET}", re.IGNORECASE)
 # Spider's five column types, as types that give SQLite the affinity of the values.
 SPIDER_TYPES = {"text": "TEXT", "number": "NUMERIC", "time": "TEXT", "boolean": "BOOLEAN", "others": "TEXT"}
 
@@ -97,8 +100,9 @@ def _primary_key(connection: sqlite3.Connection, table: str) -> list[str]:
 
 
 def _table_from_sqlite(connection: sqlite3.Connection, table: str) -> str:
-    info = "SELECT name, type FROM pragma_table_info(?) ORDER BY cid"
-    columns = [(name, " ".join(type_name.split())) for name, type_name in connection.execute(info, (table,))]
+    info = "SELECT name, type FROM pragma_table_xinfo(?) WHERE hidden IN (0, 2, 3) ORDER BY cid"  # 2 and 3: generated columns
+    columns = [(name, " ".join(type_name.split()).removesuffix("GENERATED ALWAYS").rstrip())
+               for name, type_name in connection.execute(info, (table,))]
     links: dict[int, tuple[list, str, list]] = {}
     listing = 'SELECT id, "table", "from", "to" FROM pragma_foreign_key_list(?) ORDER BY id DESC, seq'
     for number, other, mine, theirs in connection.execute(listing, (table,)).fetchall():
@@ -189,6 +193,8 @@ def compact_schema(context: str) -> str:
 
     >>> compact_schema("CREATE TABLE a (id INT PRIMARY KEY, b_id INT, FOREIGN KEY (b_id) REFERENCES b(id))")
     'a(id, b_id)\\na.b_id = b.id'
+    >>> compact_schema("CREATE TABLE a (x INT, y INT, FOREIGN KEY (x, y) REFERENCES b(u, v))")
+    'a(x, y)\\na.x = b.u\\na.y = b.v'
     """
     tables = split_tables(context)
     if not tables:
@@ -199,10 +205,15 @@ def compact_schema(context: str) -> str:
         lines.append(f"{table.name}({', '.join(names)})")
         for name, column in zip(names, table.columns, strict=True):
             if inline := _INLINE.search(column):
-                column = f".{inline.group(2).strip()}" if inline.group(2) else ""
-                links.append(f"{table.name}.{name} = {inline.group(1)}{column}")
+                links += _links(table.name, name, *inline.groups())
         for constraint in table.constraints:
             if foreign := _FOREIGN.search(constraint):
-                mine, other, theirs = (text.strip() for text in foreign.groups())
-                links.append(f"{table.name}.{mine} = {other}.{theirs}")
+                links += _links(table.name, *foreign.groups())
     return "\n".join([*lines, *links])
+
+
+def _links(table: str, mine: str, other: str, theirs: str | None) -> list[str]:
+    """A link a column; without `theirs`, which stands for the other table's primary key, the table alone."""
+    columns = _NAMES.findall(mine)
+    targets = [f"{other}.{name}" for name in _NAMES.findall(theirs)] if theirs else [other] * len(columns)
+    return [f"{table}.{column} = {target}" for column, target in zip(columns, targets)]

@@ -68,6 +68,7 @@ def prepare(
     if preference_share:
         inputs["preference_share"] = preference_share
     splits = (*SPLITS, PREFERENCE) if preference_share else SPLITS
+    _refuse_own(folder, {"data.source": source, "data.dev": dev, "data.test": test})
     if totals := _finished(folder, inputs, splits, overwrite):
         return totals
     rows = gather(source, dev, test, columns, folder / "databases", seed)
@@ -112,6 +113,7 @@ def prepare_questions(
     """
     rows, identified = gather_questions(where, columns)
     inputs = identified | {"columns": columns, "limit": limit, "seed": seed}
+    _refuse_own(folder, {"--data": where})
     if totals := _finished(folder, inputs, ("questions",), overwrite):
         return totals
     if not rows:
@@ -128,6 +130,14 @@ def load(folder: Path, split: str) -> list[dict]:
         if example["database"] is not None:
             example["database"] = str(folder.resolve() / example["database"])
     return examples
+
+
+def _refuse_own(folder: Path, places: dict[str, str | None]) -> None:
+    """Raise ValueError where rows are to be read from the folder that is written, and deleted with --overwrite."""
+    for key, where in places.items():
+        if where and Path(where).expanduser().resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{key}: {where} stands in {folder}, which this step writes, and may delete. Move the file elsewhere, or choose "
+                             "another folder for the run.")
 
 
 def _finished(folder: Path, inputs: dict, splits: tuple[str, ...], overwrite: bool) -> dict[str, int] | None:
@@ -165,7 +175,13 @@ def _select(
         # judge. Two databases find the same as its six in a third of the time (1,277 rows of sql-create-context).
         asked = [sound[index].example for index in batch]
         arguments = {"databases": "given", "mutants": 0, "tidy": 1, "near": 1}
-        verdicts = audit(asked, workers, seed, progress=tried == 0, **arguments)
+        verdicts = list(audit(asked, workers, seed, progress=tried == 0, **arguments))
+        # What has no rows on its own database may have some on generated ones, which the judge makes, too.
+        empty = [place for place, verdict in enumerate(verdicts) if verdict["reason"] == "empty" and asked[place]["database"]]
+        if empty:
+            again = audit([asked[place] for place in empty], workers, seed, progress=False, **arguments | {"databases": "both"})
+            for place, verdict in zip(empty, again, strict=True):
+                verdicts[place] = verdict
         tried += len(batch)
         for index, verdict in zip(batch, verdicts, strict=True):
             if verdict["status"] == "gold_bad":

@@ -127,7 +127,8 @@ def packs_accepted(model: PreTrainedModel, *, wanted: bool = True):
     where they are not `wanted`, nor where its attention cannot be replaced.
     """
     own = model.config._attn_implementation
-    if wanted:
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    if wanted and kinds <= {"full_attention", "sliding_attention"}:  # others run on over the rows of a pack
         model.set_attn_implementation("packed_eager" if own == "eager" else "packed_sdpa")
     if not wanted or not model.config._attn_implementation.startswith("packed_"):
         if wanted and ranks.is_main():

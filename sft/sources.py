@@ -17,6 +17,8 @@ from sft.ddl import from_spider_tables, from_sqlite
 FORMATS = (".json", ".jsonl", ".csv", ".parquet")
 # The names that a column has where `data.columns` says nothing.
 PLAIN_COLUMNS = {"question": "question", "context": "context", "gold": "answer"}
+# What stands beside the questions in Spider's layout; those of its test set are of their own.
+SPIDER_TABLES, SPIDER_DATABASES = ("tables.json", "test_tables.json"), ("database", "test_database")
 SPIDER_COLUMNS = {"question": "question", "database": "db_id", "gold": "query"}
 # The files that a folder may hold for each split, without their ending.
 SPLIT_FILES = {"train": ("train_spider", "train_others", "train"), "dev": ("dev",), "test": ("test",)}
@@ -80,11 +82,12 @@ def split_files(path: Path, split: str) -> list[Path]:
 def identify(path: Path, split: str) -> dict[str, str]:
     """What identifies the content of a split: hashes of its files and of tables.json, sizes of Spider's databases."""
     folder = path if path.is_dir() else path.parent
-    files = [*split_files(path, split), folder / "tables.json"]
+    files = [*split_files(path, split), *(folder / name for name in SPIDER_TABLES)]
     identity = {file.name: file_hash(file) for file in files if file.is_file()}
-    if (folder / "database").is_dir():
-        databases = sorted((folder / "database").rglob("*.sqlite"))
-        identity["database"] = content_hash([[file.stem, file.stat().st_size] for file in databases])
+    for name in SPIDER_DATABASES:
+        if (folder / name).is_dir():
+            databases = sorted((folder / name).rglob("*.sqlite"))
+            identity[name] = content_hash([[file.stem, file.stat().st_size] for file in databases])
     return identity
 
 
@@ -148,6 +151,9 @@ def _names(records: list[dict], columns: dict[str, str], label: str) -> tuple[di
             f"data.columns has the unknown key {', '.join(unknown)}. Allowed are {', '.join(allowed)}, each with the "
             "name that the column has in your file. Correct the key."
         )
+    if {"context", "database"} <= columns.keys():
+        raise ValueError(f"data.columns maps context ({columns['context']}) and database ({columns['database']}). A row's schema comes from its "
+                         "database where it has one. Take one of the two out.")
     plain = columns.get("context", PLAIN_COLUMNS["context"]) in found
     spider = "database" in columns or (SPIDER_COLUMNS["database"] in found and not plain)
     names = (SPIDER_COLUMNS if spider else PLAIN_COLUMNS) | columns
@@ -195,6 +201,7 @@ def _row(
         problem = "no_gold", f"the column {names['gold']} holds no query"
     elif None in record:
         problem = "malformed_row", f"the row has {'more' if record[None] else 'fewer'} cells than the header"
+    gold = gold if isinstance(gold, str) else None  # the quarantine shows what was there
     for name in names.values():
         try:
             (_text(record.get(name)) or "").encode()
@@ -257,7 +264,8 @@ def _json_records(file: Path, text: str, *, lines: bool) -> list[dict]:
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{file}, line {number + error.lineno - 1}, column {error.colno}: {error.msg}. Expected is {shape}. "
-            "Repair or delete that line."
+            + ("JSON lines belong in a file that ends in .jsonl: rename it." if error.msg == "Extra data" and not lines
+               else "Repair or delete that line.")
         ) from None
     for number, item in items:
         if not isinstance(item, dict):
@@ -270,9 +278,10 @@ def _json_records(file: Path, text: str, *, lines: bool) -> list[dict]:
 def _spider_schemas(file: Path, names: set[str]) -> dict[str, tuple[str | None, str | None, str | None]]:
     """For each database name of a Spider file: (context, path of its SQLite file or None, what is wrong or None)."""
     folder, tables = file.parent, {}
-    if (folder / "tables.json").is_file():
-        tables = {entry.get("db_id"): entry for entry in _records(folder / "tables.json")}
-    elif not (folder / "database").is_dir():
+    for listing in SPIDER_TABLES:
+        if (folder / listing).is_file():
+            tables = {entry.get("db_id"): entry for entry in _records(folder / listing)} | tables
+    if not tables and not any((folder / place).is_dir() for place in SPIDER_DATABASES):
         raise ValueError(
             f"{file} names databases, but beside it stand neither database/ nor tables.json. Spider's layout has "
             "database/<id>/<id>.sqlite or database/<id>.sqlite (or at least tables.json) beside its questions. "
@@ -283,7 +292,7 @@ def _spider_schemas(file: Path, names: set[str]) -> dict[str, tuple[str | None, 
         if Path(name).name != name:
             schemas[name] = None, None, f"{name!r} is not the name of a database"
             continue
-        candidates = folder / "database" / name / f"{name}.sqlite", folder / "database" / f"{name}.sqlite"
+        candidates = [folder / place / inner for place in SPIDER_DATABASES for inner in (Path(name, f"{name}.sqlite"), f"{name}.sqlite")]
         path = next((candidate for candidate in candidates if candidate.is_file()), None)
         try:
             if path:

@@ -244,8 +244,10 @@ def check_ranks_agree(trained: Iterable[torch.Tensor], step: int) -> None:
                          "report this.")
 
 
-# The names of trl's arguments that keys of ours already set.
+# The names of trl's arguments that keys of ours already set, that would change tokens or rows which are made here, or nothing.
 RESERVED = {"output_dir", "max_steps", "num_train_epochs", "learning_rate", "warmup_steps", "seed", "bf16", "fp16", "use_cpu",
             "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "save_strategy",
             "save_steps", "train_sampling_strategy", "deepspeed", "max_length", "remove_unused_columns", "dataset_kwargs",
-            "save_total_limit", "save_only_model", "load_best_model_at_end", "eval_strategy"}
+            "save_total_limit", "save_only_model", "load_best_model_at_end", "eval_strategy", "eval_on_start", "resume_from_checkpoint",
+            "eos_token", "pad_token", "packing", "packing_strategy", "padding_free", "eval_packing", "shuffle_dataset",
+            "chat_template_path", "dataset_text_field", "dataset_num_proc", "completion_only_loss", "assistant_only_loss"}

@@ -215,6 +215,20 @@ def test_inference_finds_the_base_model_by_itself(tiny_model, saved):
     assert nothing is None and not is_adapter(tiny_model) and type(whole).__name__ == "LlamaForCausalLM"
 
 
+def test_a_folder_below_home_is_found(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tiny_model.parent))
+    assert resolve_model(f"~/{tiny_model.name}") == str(tiny_model)
+
+
+def test_models_with_other_layers_than_attention_are_refused(tmp_path):
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    Lfm2ForCausalLM(Lfm2Config(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+                               num_key_value_heads=2, layer_types=["conv", "full_attention"])).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"the model in {tmp_path} has layers of the kind conv. Sampling here repeats .* Choose a model"):
+        load_base(tmp_path)
+
+
 def test_a_base_model_of_a_relative_folder_is_found_from_elsewhere(tiny_model, copy, tmp_path, monkeypatch):
     said = {"model": "model", "model_folder": str(copy)}
     monkeypatch.chdir(tmp_path)

@@ -226,6 +226,11 @@ def test_seeds_are_those_that_every_generator_takes():
         assert f"seed: found {2**32}; input should be less than {2**32}" in mistakes(model, CONFIGS / name, [f"seed={2**32}"])
 
 
+def test_a_run_below_home_is_there(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert read_configuration(SftConfig, CONFIGS / "sft.yaml", ["run=~/runs/a"]).run == "/somewhere/runs/a"
+
+
 def test_offload_needs_a_zero_stage():
     assert "offload cpu is DeepSpeed's, which zero_stage 0 does without" in mistakes(
         DpoConfig, CONFIGS / "dpo.yaml", ["train.offload=cpu", "train.zero_stage=0"])

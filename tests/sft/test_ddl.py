@@ -100,6 +100,20 @@ def test_comments_stay_out_of_what_is_taken_apart():
     assert compact_schema(context) == "town(name, people)\nlake(depth, note)"
 
 
+def test_links_of_quoted_composite_and_implied_keys():
+    context = """CREATE TABLE "my t" ("a""b" INT, [d e] INT REFERENCES [my o](id), 'q r' TEXT, x INT, y INT REFERENCES o,
+        FOREIGN KEY (x) REFERENCES b, FOREIGN KEY (x, y) REFERENCES "b c" (u, "v w"), FOREIGN KEY ([d e]) REFERENCES c(z) ON DELETE CASCADE)"""
+    assert compact_schema(context).splitlines() == [
+        """"my t"("a""b", [d e], 'q r', x, y)""", '"my t".[d e] = [my o].id', '"my t".y = o', '"my t".x = b', '"my t".x = "b c".u',
+        '"my t".y = "b c"."v w"', '"my t".[d e] = c.z']
+
+
+def test_generated_columns_are_columns(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "g.sqlite")) as connection:
+        connection.execute("CREATE TABLE t (a INT, b INT GENERATED ALWAYS AS (a * 2) VIRTUAL, c REAL AS (a + 1) STORED)")
+    assert from_sqlite(tmp_path / "g.sqlite") == "CREATE TABLE t (a INT, b INT, c REAL)"
+
+
 @pytest.mark.parametrize(
     "context", ["DROP TABLE a", "CREATE TABLE a (x", "CREATE TABLE a AS SELECT 1", "CREATE TABLE a ('", "CREATE TABLE a ()",
                 "CREATE TABLE a (x INT, )"]

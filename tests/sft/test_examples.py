@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import sft.examples
-from sft.artefacts import mark_path
+from sft.artefacts import file_hash, mark_path
 from sft.examples import EXAMPLES_SCHEMA, load, prepare, prepare_questions
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "sql_create_context" / "train.jsonl"
@@ -288,6 +288,41 @@ def test_the_real_audit_normalises_and_rejects(tmp_path):
     assert {"group", "aggregate"} <= set(grouped["kind"])
     assert (unanswerable["answerable"], unanswerable["gold_sql"]) == (False, None)
     assert [entry["row"] for entry in quarantined(folder)] == [2, 3]
+
+
+def test_gold_without_rows_on_its_own_database_is_kept_where_generated_ones_have_some(tmp_path):
+    (tmp_path / "database").mkdir()
+    with closing(sqlite3.connect(tmp_path / "database" / "d.sqlite")) as connection:
+        connection.executescript("CREATE TABLE t (x INT, y TEXT); INSERT INTO t VALUES (1, 'a'), (2, 'b')")
+    queries = ["SELECT x FROM t WHERE y = 'a'", "SELECT x FROM t WHERE y = 'c'", "SELECT x FROM t WHERE 1 = 2"]
+    for split in ("train", "dev", "test"):
+        rows = [{"db_id": "d", "question": f"{split} {number}", "query": query} for number, query in enumerate(queries)]
+        (tmp_path / f"{split}.json").write_text(json.dumps(rows))
+    prepare(tmp_path / "run", **NOTHING | {"source": str(tmp_path)})
+    assert [row["gold_sql"] for row in load(tmp_path / "run", "test")] == queries[:2]
+    assert {(entry["row"], entry["reason"]) for entry in quarantined(tmp_path / "run")} == {(3, "empty")}
+
+
+@pytest.mark.parametrize("gold", [7, {"sel": 1}, ["SELECT 1"], True])
+def test_gold_that_is_no_text_goes_to_quarantine_as_it_is(tmp_path, files, audited, gold):
+    rows = [record(f"train {number}", f"SELECT name FROM cake WHERE price = {number}") for number in range(20)] + [record("odd", gold)] * 2
+    folder = tmp_path / "run"
+    prepare(folder, **NOTHING | files | {"source": write(tmp_path / "train.jsonl", rows), "preference_share": 0.3})
+    odd = [entry for entry in quarantined(folder) if entry["row"] > 20]
+    assert [(entry["reason"], entry["content"]["answer"]) for entry in odd] == [("no_gold", gold)] * 2
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_rows_are_not_read_from_the_folder_that_is_written(tmp_path, audited, overwrite):
+    folder = tmp_path / "run" / "data"
+    folder.mkdir(parents=True)
+    own = write(folder / "train.jsonl", [record(f"row {number}") for number in range(30)])
+    before = file_hash(folder / "train.jsonl")
+    with pytest.raises(ValueError, match=f"data.source: {own} stands in {folder}, which this step writes, and may delete"):
+        prepare(folder, **NOTHING | {"source": own}, overwrite=overwrite)
+    with pytest.raises(ValueError, match="--data: .* stands in"):
+        prepare_questions(folder, own, columns={}, limit=None, seed=0, overwrite=overwrite)
+    assert file_hash(folder / "train.jsonl") == before and [path.name for path in folder.iterdir()] == ["train.jsonl"]
 
 
 def test_shared_rows_lose_a_few_percent_to_quarantine(tmp_path):

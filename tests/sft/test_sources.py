@@ -92,6 +92,7 @@ def test_an_unknown_key_of_columns_is_an_error(tmp_path):
         ("rows.jsonl", '{"a": 1}\n\n{"a": \n{"a": 3}\n', "rows.jsonl, line 3, column 7: .*one JSON object a line"),
         ("rows.jsonl", '{"a": 1}\n[2]\n', "rows.jsonl, line 2 is a JSON list"),
         ("rows.json", '[\n{"a": 1},\n{"a" 2}]', "rows.json, line 3, column 6: .*one JSON list of objects"),
+        ("rows.json", '{"a": 1}\n{"a": 2}\n', "rows.json, line 2, column 1: .* belong in a file that ends in .jsonl: rename it"),
         ("rows.json", '{"rows": []}', "rows.json holds one JSON dict"),
         ("rows.json", '[{"a": 1}, "b"]', "rows.json, item 2 is a JSON str"),
         ("rows.csv", 'question,context\n"open,x\n', "rows.csv, in the row that starts on line 2: .*CSV file in UTF-8"),
@@ -192,6 +193,25 @@ def test_spider_rows_take_the_schema_of_their_database(spider):
     assert "damaged.sqlite is not a readable" in damaged.problem[1] and "missing.sqlite" in missing.problem[1]
     assert (nested.example["example_id"], other.example["example_id"]) == ("train_spider-1", "train_others-1")
     assert nested.cut_key == "nested" and nested.example["source"] == "spider/train_spider.json"
+
+
+def test_spiders_test_set_has_databases_and_tables_of_its_own(spider):
+    (spider / "test_database" / "exam").mkdir(parents=True)
+    with closing(sqlite3.connect(spider / "test_database" / "exam" / "exam.sqlite")) as connection:
+        connection.execute("CREATE TABLE e (c TEXT)")
+    write(spider / "test_tables.json", [TABLES[1] | {"db_id": "sheet"}])
+    path = write(spider / "test.json", [{"db_id": name, "question": f"{name}?", "query": "SELECT 1"} for name in ("exam", "sheet", "nested", "none")])
+    exam, sheet, nested, none = read_files([path], {})
+    assert exam.example["database"] == str(spider / "test_database" / "exam" / "exam.sqlite") and exam.problem is None
+    assert sheet.example["context"] == "CREATE TABLE t (x NUMERIC)" and nested.example["context"] == "CREATE TABLE t (a INTEGER PRIMARY KEY)"
+    assert none.problem[0] == "no_database"
+    assert set(identify(spider, "test")) == {"test.json", "tables.json", "test_tables.json", "database", "test_database"}
+
+
+def test_a_schema_comes_from_the_database_or_from_a_column(spider):
+    path = write(spider / "dev.json", [{"q": "a", "db": "flat", "schema": "CREATE TABLE z (k INT)", "query": "SELECT 1"}])
+    with pytest.raises(ValueError, match=r"data.columns maps context \(schema\) and database \(db\).* Take one of the two out"):
+        read_files([path], {"question": "q", "database": "db", "context": "schema"})
 
 
 def test_spider_without_databases_and_tables_is_an_error(tmp_path):
