@@ -76,7 +76,7 @@ def compare(arguments) -> None:
         data = output / "data-questions"
         if ranks.is_main():
             prepare_questions(data, arguments.data, columns=pairs_of(arguments.columns, "--columns"),
-                              limit=arguments.limit, seed=arguments.seed, workers=arguments.workers or ranks.cores(),
+                              limit=arguments.limit, seed=arguments.seed, databases=arguments.databases, workers=arguments.workers or ranks.cores(),
                               overwrite=arguments.overwrite)
         ranks.barrier()
         examples = load(data, split)

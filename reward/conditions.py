@@ -60,7 +60,7 @@ class Reading:
 
     `grouped`: columns of GROUP BY. `determining`: columns that must settle others of their table because gold groups
     by them and shows the others bare; `keys`: those of them that must be unique, because the group is made by a join.
-    `dated`: columns that date functions read as dates.
+    `dated`: columns that date functions read as dates, or that are compared with a whole date.
     `single`: values that one row may have, because gold takes the subquery `WHERE column = value` for one value and
     SQLite would take whichever row comes first.
     """
@@ -88,6 +88,7 @@ def read_conditions(tree: exp.Expression | None, schema: Schema) -> Reading:
         key = reader.key(value) if isinstance(value, exp.Column) else None
         if key and (may_hold_dates(schema.column(key)) or is_named_date(schema.column(key))):
             reading.dated.add(key)
+    reader.certain = set(reading.dated)
     for key in map(reader.key, compared_with_dates(tree)):
         if key and may_hold_dates(schema.column(key)):
             reading.dated.add(key)
@@ -116,6 +117,7 @@ class _Reader(Names):
         self.reading = reading
         self.indices = indices
         self.outputs: dict[int, Place] = {}
+        self.certain: set[ColumnKey] = set()  # columns on which gold calls a date function
 
     def share(self, left: ColumnKey | None, right: ColumnKey | None) -> None:
         if left and right and left != right:
@@ -265,8 +267,8 @@ class _Reader(Names):
         """The dates that a column of dates has for what a part of it is compared with; other columns' values as they are."""
         if key is None or (isinstance(compared, exp.Column) and operator != "like"):
             return values
-        column, certain = self.schema.column(key), key in self.reading.dated
-        return dates_for(values, compared, certain) if certain or is_date(column) else values
+        dates = key in self.reading.dated or is_date(self.schema.column(key))
+        return dates_for(values, compared, key in self.certain) if dates else values
 
     def relate(self, left, right, operator: str, select: exp.Select, scope: Scope, negated: bool) -> None:
         """A comparison of a column with another column or with the first column of a subquery."""

@@ -34,8 +34,11 @@ def may_hold_dates(column: Column) -> bool:
 
 
 def compared_with_dates(tree: exp.Expression) -> Iterator[exp.Column]:
-    """The columns that a query compares with a date of the form 2020-01-31: they hold such dates, whatever they are called."""
-    for comparison in tree.find_all(exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Like, exp.Between, exp.In):
+    """The columns that a query compares with a date of the form 2020-01-31: they hold such dates, whatever they are called.
+
+    Not those of LIKE: '2020-01-31%' speaks of texts that go on.
+    """
+    for comparison in tree.find_all(exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Between, exp.In):
         sides = list(comparison.iter_expressions())
         if any(isinstance(side, exp.Literal) and side.is_string and _ISO_DATE.match(side.this) for side in sides):
             yield from (side for side in sides if isinstance(side, exp.Column))

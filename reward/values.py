@@ -2,6 +2,7 @@
 comparisons.
 """
 
+import datetime
 import random
 import re
 
@@ -14,6 +15,7 @@ _WORDS = (
     " saffron tundra umber valley willow xenia yarrow zephyr"
 ).split()
 DATE = re.compile(r"\d{4}-\d\d-\d\d")
+_MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)([ T]\d\d)(:\d\d(?::\d\d)?)")  # day, hour, rest
 
 
 def near_misses(value: object, near: bool) -> list:
@@ -34,6 +36,10 @@ def near_misses(value: object, near: bool) -> list:
         year, month, day = map(int, value.split("-"))
         misses = [f"{value[:8]}{day % 28 + 1:02d}", f"{year + 1:04d}{value[4:]}", f"{year - 1:04d}{value[4:]}"]
         return misses + [f"{value[:5]}{month % 12 + 1:02d}{value[7:]}"] * (day <= 28)  # no 31st of June
+    if (moment := _MOMENT.fullmatch(value)) and DATE.fullmatch(moment[1]):
+        day, hour, rest = moment.groups()
+        other = "11" if hour[1:] != "11" else "12"
+        return [f"{miss}{hour}{rest}" for miss in near_misses(day, near)] + [f"{day}{hour[0]}{other}{rest}"]
     if re.fullmatch(r"-?\d+(\.\d+)?", value):
         number = float(value) if "." in value else int(value)
         return [f"{number + 1}", f"{number - 1}", f"{value}0"]
@@ -70,6 +76,12 @@ def fresh_value(taken: set, like: object, rng: random.Random) -> object:
             value += rng.randint(1, 7)
         return value
     text, number = str(like or "item"), 2
+    if DATE.fullmatch(text):
+        # From the month's first day on; the text may be no day of the calendar.
+        day = datetime.date(min(max(int(text[:4]), 1), 9000), min(max(int(text[5:7]), 1), 12), 1)
+        while day.isoformat() in taken:
+            day += datetime.timedelta(days=rng.randint(1, 7))
+        return day.isoformat()
     while f"{text} {number}" in taken:
         number += 1
     return f"{text} {number}"

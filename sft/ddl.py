@@ -82,7 +82,7 @@ def from_sqlite(path: Path) -> str:
     connection = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro&immutable=1", uri=True)
     connection.text_factory = lambda data: data.decode("utf-8", errors="replace")
     try:
-        listing = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+        listing = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND sql NOT LIKE 'CREATE VIRTUAL %'"
         tables = [name for (name,) in connection.execute(f"{listing} ORDER BY rowid")]
         lines = [_table_from_sqlite(connection, table) for table in tables]
     except sqlite3.Error as error:

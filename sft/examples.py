@@ -45,6 +45,7 @@ def prepare(
     limits: dict[str, int | None],
     seed: int,
     workers: int = 1,
+    databases: str = "both",
     preference_share: float = 0.0,
     distractors: float = 0.0,
     overwrite: bool = False,
@@ -55,7 +56,8 @@ def prepare(
     what the source has, or cuts it out of the source. columns: our names to those of the files. limits: audited
     examples wanted of each split, drawn with `seed`, None for all. preference_share: share of the train questions that
     become a fourth split, `preference.parquet`, without limit (`hold_out`). distractors: share of the examples of these two
-    with only a schema that get columns they do not need (`add_distractors`).
+    with only a schema that get columns they do not need (`add_distractors`). databases: what the judge will judge on; where that is
+    `given` alone, gold must have rows there.
 
     Returns the rows of each split and of the quarantine. Raises ValueError for what the user must mend.
     """
@@ -67,6 +69,8 @@ def prepare(
     }
     if preference_share:
         inputs["preference_share"] = preference_share
+    if databases == "given":
+        inputs["databases"] = databases
     splits = (*SPLITS, PREFERENCE) if preference_share else SPLITS
     _refuse_own(folder, {"data.source": source, "data.dev": dev, "data.test": test})
     if totals := _finished(folder, inputs, splits, overwrite):
@@ -83,7 +87,7 @@ def prepare(
     quarantine: list[dict] = []
     separated = hold_out(separate(rows, dropped), preference_share)
     for split, candidates in separated.items():
-        examples[split], failed = _select(candidates, split, limits.get(split), seed, workers, dropped[split])
+        examples[split], failed = _select(candidates, split, limits.get(split), seed, workers, dropped[split], databases)
         quarantine += failed
     changed = dict.fromkeys(splits, 0)
     for split in {"train", PREFERENCE} & set(splits) if distractors else ():
@@ -104,6 +108,7 @@ def prepare_questions(
     columns: dict[str, str],
     limit: int | None,
     seed: int,
+    databases: str = "both",
     workers: int = 1,
     overwrite: bool = False,
 ) -> dict[str, int]:
@@ -112,14 +117,14 @@ def prepare_questions(
     Nothing is split and no duplicate dropped; limits, quarantine and skipping are as in `prepare`.
     """
     rows, identified = gather_questions(where, columns)
-    inputs = identified | {"columns": columns, "limit": limit, "seed": seed}
+    inputs = identified | {"columns": columns, "limit": limit, "seed": seed} | ({"databases": databases} if databases == "given" else {})
     _refuse_own(folder, {"--data": where})
     if totals := _finished(folder, inputs, ("questions",), overwrite):
         return totals
     if not rows:
         raise ValueError(f"{where} is empty: 0 rows read. Needed is at least one question. Name a file with rows.")
     dropped = {"questions": Counter()}
-    examples, quarantine = _select(rows, "questions", limit, seed, workers, dropped["questions"])
+    examples, quarantine = _select(rows, "questions", limit, seed, workers, dropped["questions"], databases)
     return _write(folder, inputs, {"questions": len(rows)}, dropped, {"questions": examples}, quarantine, {})
 
 
@@ -135,7 +140,9 @@ def load(folder: Path, split: str) -> list[dict]:
 def _refuse_own(folder: Path, places: dict[str, str | None]) -> None:
     """Raise ValueError where rows are to be read from the folder that is written, and deleted with --overwrite."""
     for key, where in places.items():
-        if where and Path(where).expanduser().resolve().is_relative_to(folder.resolve()):
+        if not where or where == "embedded" or not (place := Path(where).expanduser()).exists():
+            continue  # a name, not a place
+        if place.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"{key}: {where} stands in {folder}, which this step writes, and may delete. Move the file elsewhere, or choose "
                              "another folder for the run.")
 
@@ -154,7 +161,7 @@ def _finished(folder: Path, inputs: dict, splits: tuple[str, ...], overwrite: bo
 
 
 def _select(
-    rows: list[Row], split: str, limit: int | None, seed: int, workers: int, dropped: Counter
+    rows: list[Row], split: str, limit: int | None, seed: int, workers: int, dropped: Counter, databases: str
 ) -> tuple[list[dict], list[dict]]:
     """Audited examples in the order of their source, and the quarantine's entries; `dropped` counts what goes.
 
@@ -176,8 +183,9 @@ def _select(
         asked = [sound[index].example for index in batch]
         arguments = {"databases": "given", "mutants": 0, "tidy": 1, "near": 1}
         verdicts = list(audit(asked, workers, seed, progress=tried == 0, **arguments))
-        # What has no rows on its own database may have some on generated ones, which the judge makes, too.
-        empty = [place for place, verdict in enumerate(verdicts) if verdict["reason"] == "empty" and asked[place]["database"]]
+        # What has no rows on its own database may have some on generated ones, where the judge makes such.
+        empty = [place for place, verdict in enumerate(verdicts)
+                 if verdict["reason"] == "empty" and asked[place]["database"] and databases != "given"]
         if empty:
             again = audit([asked[place] for place in empty], workers, seed, progress=False, **arguments | {"databases": "both"})
             for place, verdict in zip(empty, again, strict=True):

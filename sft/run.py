@@ -66,7 +66,7 @@ def run(config, overwrite: bool, next_command: str) -> None:
         data = config.data
         prepare(folder / "data", source=data.source, dev=data.dev, test=data.test, columns=dict(data.columns),
                 limits={"train": data.train_limit, "dev": data.dev_limit, "test": data.test_limit}, seed=config.seed,
-                workers=config.judge.workers or ranks.cores(), preference_share=data.preference_share,
+                workers=config.judge.workers or ranks.cores(), preference_share=data.preference_share, databases=config.judge.databases,
                 distractors=data.distractors, overwrite=overwrite)
         resolve_model(config.model, config.trust_remote_code)
     ranks.barrier()

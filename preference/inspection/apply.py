@@ -253,7 +253,7 @@ def quarantine(folder: Path, revision: Revision, pairs: dict[int, dict]) -> None
     from sft.artefacts import atomic_path
 
     path = folder / "quarantine.jsonl"
-    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n") if path.is_file() else []
+    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
     there = {entry.get("example_id") for line in lines if GOLD_WRONG in line for entry in [json.loads(line)]
              if entry.get("reason") == GOLD_WRONG}
     new = []

@@ -291,12 +291,34 @@ def test_a_column_compared_with_a_date_holds_dates_whatever_it_is_called(judges,
     date = f"SELECT name FROM owner WHERE date({column}) {{}}".format
     for gold, right, wrong in (
             ("> '2020-01-01'", [date("> '2020-01-01'")], [query(">= '2020-01-01'"), query("< '2020-01-01'"), date("> '2020-01-02'")]),
-            ("BETWEEN '2019-05-01' AND '2019-05-31'", [query("LIKE '2019-05-%'")], [query("LIKE '2019-%'"), query("> '2019-05-01'")]),
-            ("IN ('2020-01-01', '2021-03-04')", [date("IN ('2020-01-01', '2021-03-04')")], [query("= '2020-01-01'")])):
+            ("BETWEEN '2019-05-01' AND '2019-05-31'", [query("LIKE '2019-05-%'"), date("BETWEEN '2019-05-01' AND '2019-05-31'")],
+             [query("LIKE '2019-%'"), query("> '2019-05-01'")]),
+            ("IN ('2020-01-01', '2021-03-04')", [date("IN ('2020-01-01', '2021-03-04')")], [query("= '2020-01-01'")]),
+            ("> '2020-01-01 10:00:00'", [query("> '2020-01-01 10:00:00'").replace(column, f"datetime({column})", 1)],
+             [query(">= '2020-01-01 10:00:00'"), query("> '2020-01-01'")]),
+            # What else gold says the column holds, and texts that go on after a date.
+            (f"= '2020-01-01' OR lower({column}) = 'n/a'", [query(f"= '2020-01-01' OR {column} LIKE 'n/a'")], [query("= '2020-01-01'")]),
+            (f"< '2020-01-01' AND trim({column}) <> ''", [query(f"< '2020-01-01' AND NOT trim({column}) = ''")], [query("< '2020-01-01'")]),
+            ("LIKE '2020-01-01%'", [query("LIKE '2020-01-01%' ")], [query("= '2020-01-01'")]),
+            ("LIKE '2012-05-17-%'", [query("LIKE '2012-05-17-%' ")], [query("= '2012-05-17'")])):
         task = {"id": "1", "gold": query(gold), "context": f"CREATE TABLE owner (id INTEGER PRIMARY KEY, name TEXT, {column} TEXT)",
                 "candidates": right + wrong}
         verdicts = [verdict["verdict"] for verdict in judges["generated"].question(task)["verdicts"]]
         assert verdicts == ["correct"] * len(right) + ["wrong"] * len(wrong), gold
+
+
+@pytest.mark.parametrize(("context", "gold", "right", "wrong"), [
+    ("CREATE TABLE log (name TEXT, joined TEXT)", "SELECT name, joined IN ('2020-01-01') FROM log", "SELECT name, date(joined) = '2020-01-01' FROM log",
+     "SELECT name, joined >= '2020-01-01' FROM log"),
+    ("CREATE TABLE log (name TEXT, joined TEXT)", "SELECT name, joined BETWEEN '2019-05-01' AND '2019-05-31' FROM log",
+     "SELECT name, date(joined) BETWEEN '2019-05-01' AND '2019-05-31' FROM log", "SELECT name, joined > '2019-05-01' FROM log"),
+    ("CREATE TABLE weather (day TEXT PRIMARY KEY, temp INT)", "SELECT temp FROM weather WHERE day > '2020-01-01'",
+     "SELECT temp FROM weather WHERE date(day) >= '2020-01-02'", "SELECT temp FROM weather WHERE day > '2020-01-02'"),
+    ("CREATE TABLE weather (day TEXT PRIMARY KEY, temp INT)", "SELECT temp FROM weather WHERE day BETWEEN '2019-05-01' AND '2019-05-31'",
+     "SELECT temp FROM weather WHERE strftime('%Y-%m', day) = '2019-05'", "SELECT temp FROM weather WHERE day LIKE '2019%'")])
+def test_dates_in_what_is_shown_and_in_keys(judges, context, gold, right, wrong):
+    line = judges["generated"].question({"id": "1", "gold": gold, "context": context, "candidates": [right, wrong]})
+    assert [verdict["verdict"] for verdict in line["verdicts"]] == ["correct", "wrong"]
 
 
 def test_a_double_quoted_value_may_be_called_like_a_column_of_another_table(judges):

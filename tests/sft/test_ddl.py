@@ -108,6 +108,13 @@ def test_links_of_quoted_composite_and_implied_keys():
         '"my t".y = "b c"."v w"', '"my t".[d e] = c.z']
 
 
+def test_virtual_tables_are_left_out(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "v.sqlite")) as connection:
+        connection.executescript("CREATE TABLE t (a INT); PRAGMA writable_schema = 1; INSERT INTO sqlite_master VALUES "
+                                 "('table', 'idx', 'idx', 0, 'CREATE VIRTUAL TABLE idx USING VirtualSpatialIndex()')")
+    assert from_sqlite(tmp_path / "v.sqlite") == "CREATE TABLE t (a INT)", "its module is nowhere here"
+
+
 def test_generated_columns_are_columns(tmp_path):
     with closing(sqlite3.connect(tmp_path / "g.sqlite")) as connection:
         connection.execute("CREATE TABLE t (a INT, b INT GENERATED ALWAYS AS (a * 2) VIRTUAL, c REAL AS (a + 1) STORED)")

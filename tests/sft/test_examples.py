@@ -301,6 +301,8 @@ def test_gold_without_rows_on_its_own_database_is_kept_where_generated_ones_have
     prepare(tmp_path / "run", **NOTHING | {"source": str(tmp_path)})
     assert [row["gold_sql"] for row in load(tmp_path / "run", "test")] == queries[:2]
     assert {(entry["row"], entry["reason"]) for entry in quarantined(tmp_path / "run")} == {(3, "empty")}
+    prepare(tmp_path / "given", **NOTHING | {"source": str(tmp_path), "databases": "given"})
+    assert [row["gold_sql"] for row in load(tmp_path / "given", "test")] == queries[:1], "the judge would call it unclear"
 
 
 @pytest.mark.parametrize("gold", [7, {"sel": 1}, ["SELECT 1"], True])
@@ -313,7 +315,8 @@ def test_gold_that_is_no_text_goes_to_quarantine_as_it_is(tmp_path, files, audit
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_rows_are_not_read_from_the_folder_that_is_written(tmp_path, audited, overwrite):
+def test_rows_are_not_read_from_the_folder_that_is_written(tmp_path, audited, monkeypatch, overwrite):
+    monkeypatch.setattr("datasets.load_dataset", lambda name: (_ for _ in ()).throw(ConnectionError("no network")))
     folder = tmp_path / "run" / "data"
     folder.mkdir(parents=True)
     own = write(folder / "train.jsonl", [record(f"row {number}") for number in range(30)])
@@ -322,6 +325,9 @@ def test_rows_are_not_read_from_the_folder_that_is_written(tmp_path, audited, ov
         prepare(folder, **NOTHING | {"source": own}, overwrite=overwrite)
     with pytest.raises(ValueError, match="--data: .* stands in"):
         prepare_questions(folder, own, columns={}, limit=None, seed=0, overwrite=overwrite)
+    monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match="nobody/rows is no local file"):
+        prepare(folder, **NOTHING | {"source": "nobody/rows"}, overwrite=overwrite)  # a name, not a place
     assert file_hash(folder / "train.jsonl") == before and [path.name for path in folder.iterdir()] == ["train.jsonl"]
 
 

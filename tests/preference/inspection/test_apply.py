@@ -272,11 +272,11 @@ def test_line_separators_in_a_question_tear_no_line_of_the_quarantine(run):
     write_parquet(path, [pair | {"question": "How many\u2028pets\x85are there?"} for pair in pairs_of(run)], PAIRS_SCHEMA)
     before = label(run, {0: "gold_wrong"})
     file = run / "data" / "quarantine.jsonl"
-    kept = file.read_text(encoding="utf-8") if file.exists() else ""
+    file.write_text("", encoding="utf-8")  # as stage one leaves it where no row failed
     for _ in range(2):
         applied(run)
         text = file.read_text(encoding="utf-8")
-        assert text.startswith(kept) and text.endswith("}\n")
+        assert text.startswith("{") and text.endswith("}\n")
         entries = [json.loads(line) for line in text.split("\n")[:-1]]
         assert [entry["example_id"] for entry in entries if entry["reason"] == "person_gold_wrong"] == [before[0]["example_id"]]
         assert entries[-1]["content"]["question"] == "How many\u2028pets\x85are there?"
