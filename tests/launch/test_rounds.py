@@ -123,5 +123,5 @@ def test_what_earlier_settings_left_is_not_asked(copy_run):
 
     run = copy_run("sample")
     pq.write_table(pq.read_table(run / "data" / "train.parquet").slice(0, 5), run / "data" / "preference.parquet")
-    stage = prepare(run, "sft", 0)
+    stage = prepare(run, 0, "sft", "dpo")
     assert (stage.split, len(stage.examples)) == ("train", 48)
