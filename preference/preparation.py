@@ -91,7 +91,7 @@ def sampled_questions(stage: Prepared, examples: list[dict], candidates: Path) -
     if not mark_path(candidates).exists() or recorded_inputs(candidates).get("asked") in (None, asked_hash(examples)):
         return examples
     known = {example["example_id"]: example for example in stage.examples}
-    sampled = dict.fromkeys(row["example_id"] for row in read_parquet(candidates))
+    sampled = dict.fromkeys(row["example_id"] for row in read_parquet(candidates, ["example_id"]))
     if ranks.is_main():
         print(f"questions: the {len(sampled)} of {candidates}, not those that these settings would sample ({len(examples)})")
     return [known[name] for name in sampled if name in known]

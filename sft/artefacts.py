@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -88,10 +88,10 @@ def write_parquet(path: Path, rows: list[dict], schema: pa.Schema) -> None:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, row_group_size=ROW_GROUP_SIZE)
 
 
-def read_parquet(path: Path) -> list[dict]:
-    """All rows of a Parquet file as dictionaries; a file that is missing or damaged is a ValueError that names it."""
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> list[dict]:
+    """All rows of a Parquet file as dictionaries, of these columns (None: all); a missing or damaged file is a ValueError that names it."""
     try:
-        return pq.read_table(path).to_pylist()
+        return pq.read_table(path, columns=columns).to_pylist()
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist. Run the step that writes it first.") from None
     except pa.ArrowInvalid as error:

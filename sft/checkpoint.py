@@ -170,13 +170,17 @@ def load_base(path: str | Path, *, precision: str = "auto", attention: str = "au
             f"the model in {path} could not be loaded ({str(error).splitlines()[0]}). Allowed are causal language "
             "models with safetensors weights; code that comes with a model runs only with `trust_remote_code: true`."
         ) from None
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - {"full_attention", "sliding_attention", "chunked_attention"}
-    if kinds:
+    if kinds := layer_kinds(model) - {"full_attention", "sliding_attention", "chunked_attention"}:
         raise ValueError(f"the model in {path} has layers of the kind {', '.join(sorted(kinds))}. Sampling here repeats the cache of a prompt "
                          "for its samples, which is written for attention layers (full, sliding, chunked). Choose a model of those alone.")
     if place is not None and not load_in_4bit:
         model = model.to(place)
     return model
+
+
+def layer_kinds(model: PreTrainedModel) -> set[str]:
+    """What kinds of layers a model has, in transformers' words: `full_attention` alone where its configuration does not say."""
+    return set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
 
 
 def is_adapter(path: str | Path) -> bool:

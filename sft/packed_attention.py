@@ -10,6 +10,7 @@ import torch
 from transformers import AttentionInterface
 
 from sft import ranks
+from sft.checkpoint import layer_kinds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -127,8 +128,7 @@ def packs_accepted(model: PreTrainedModel, *, wanted: bool = True):
     where they are not `wanted`, nor where its attention cannot be replaced.
     """
     own = model.config._attn_implementation
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-    if wanted and kinds <= {"full_attention", "sliding_attention"}:  # others run on over the rows of a pack
+    if wanted and layer_kinds(model) <= {"full_attention", "sliding_attention"}:  # others run on over the rows of a pack
         model.set_attn_implementation("packed_eager" if own == "eager" else "packed_sdpa")
     if not wanted or not model.config._attn_implementation.startswith("packed_"):
         if wanted and ranks.is_main():

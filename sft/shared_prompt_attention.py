@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sft.checkpoint import layer_kinds
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -250,8 +252,7 @@ def shared_prompts(model: PreTrainedModel) -> Iterator[None]:
     from transformers import AttentionInterface
 
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if not getattr(model, "_supports_attention_backend", False) or kinds - {"full_attention", "sliding_attention"}:
+    if not getattr(model, "_supports_attention_backend", False) or layer_kinds(model) - {"full_attention", "sliding_attention"}:
         raise CannotShareError
     AttentionInterface.register(NAME, shared_prompt_attention)
     before = config._attn_implementation

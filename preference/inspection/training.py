@@ -72,12 +72,14 @@ def with_peoples_words(pairs: list[dict], dropped: list[dict], run: Path, exampl
 
 def _asked_in(rounds: list[Path]) -> set[str]:
     """Ids of the questions that were sampled in the folders of rounds."""
-    return {row["example_id"] for place in rounds if (file := place / "candidates.parquet").exists() for row in read_parquet(file)}
+    return {row["example_id"] for place in rounds if (file := place / "candidates.parquet").exists()
+            for row in read_parquet(file, ["example_id"])}
 
 
 def _made_in(rounds: list[Path]) -> set[str]:
     """Ids of the pairs of the folders of rounds, and of those that people's words have dropped from them."""
-    found = {pair["pair_id"] for place in rounds if (file := place / "pairs.parquet").exists() for pair in read_parquet(file)}
+    found = {pair["pair_id"] for place in rounds if (file := place / "pairs.parquet").exists()
+             for pair in read_parquet(file, ["pair_id"])}
     return found | {row["detail"].removeprefix("pair ").partition(":")[0] for place in rounds
                     if (file := place / "dropped.parquet").exists()
                     for row in read_parquet(file) if row["reason"].startswith("person_")}
